@@ -1,0 +1,145 @@
+"""Everything that can go wrong, as records with a way out (floor 0).
+
+Each error carries one clear sentence (`str(error)`), its evidence as attributes, a `hint` that says what to do
+next, and the `exit_code` a face ends with. Only the faces (floor 4) print or exit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_GUEST_PANICKED = 3
+EXIT_QEMU_DIED = 4
+EXIT_BOOT_HUNG = 5
+EXIT_TIMEOUT = 124
+EXIT_INTERRUPTED = 130
+
+
+class ControlError(Exception):
+    """The root of all errors of this package.
+
+    Attributes:
+        hint: What the user can do next; empty when there is nothing sensible to say.
+        exit_code: The process exit code a face uses for this error.
+    """
+
+    exit_code = EXIT_ERROR
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """Lines that show what was seen, most telling first; bounded, printable text."""
+        return ()
+
+
+class ConfigError(ControlError):
+    """What the user asked for is not possible as written: a wrong value, a missing file, an unknown key."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, message: str, *, file: Path | None = None, key: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.file = file
+        self.key = key
+
+
+class HostError(ControlError):
+    """This host lacks something: a program, a right, a device, memory, disk space."""
+
+
+class LaunchError(ControlError):
+    """QEMU could not be started, or ended before its monitor answered; nothing of it is left running."""
+
+    exit_code = EXIT_QEMU_DIED
+
+    def __init__(
+        self, message: str, *, argv: Sequence[str], return_code: int | None, output_tail: Sequence[str], hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.argv = tuple(argv)
+        self.return_code = return_code
+        self.output_tail = tuple(output_tail)
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        return self.output_tail
+
+
+class BootError(ControlError):
+    """The guest did not come up, or broke down; `code` is the cause's short name, `seen` the lines that show it."""
+
+    exit_code = EXIT_BOOT_HUNG
+
+    def __init__(
+        self, message: str, *, code: str, seen: Sequence[str], hint: str = "", exit_code: int = EXIT_BOOT_HUNG
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.seen = tuple(seen)
+        self.exit_code = exit_code
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        return self.seen
+
+
+class StateError(ControlError):
+    """The VM is not in a state in which this can be done; it stays as it is."""
+
+    def __init__(self, message: str, *, state: str, required: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.state = state
+        self.required = tuple(required)
+
+
+class MonitorError(ControlError):
+    """QEMU's monitor refused a command, or the connection to it was lost."""
+
+
+class ConsoleError(ControlError):
+    """A console could not be reached, read or written."""
+
+
+class AgentProtocolError(ControlError):
+    """The guest agent's channel is lost or does not speak the protocol; pending calls have all failed."""
+
+
+class AgentCallError(ControlError):
+    """The guest agent answered a call with an error (JSON-RPC 2.0 error object: `code`, `data`)."""
+
+    def __init__(self, message: str, *, method: str, code: int, data: object = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.method = method
+        self.code = code
+        self.data = data
+
+
+class MessageError(ControlError):
+    """A text that claims to be a message does not fit the message schema; it was not delivered."""
+
+
+class WaitTimeout(ControlError):
+    """A wait's deadline passed; says what was waited for and what was last seen."""
+
+    exit_code = EXIT_TIMEOUT
+
+    def __init__(self, waited_for: str, seconds: float, *, last_seen: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(f"waited {seconds:g} s for {waited_for}, and it did not come", hint=hint)
+        self.waited_for = waited_for
+        self.seconds = seconds
+        self.last_seen = tuple(last_seen)
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        return self.last_seen
+
+
+class ImageError(ControlError):
+    """A disk, ISO or kernel file is missing, unreadable, or is not what it claims to be."""
