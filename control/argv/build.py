@@ -1,0 +1,202 @@
+"""Builds the exact QEMU command line of a VM (floor 2); `control.vm` starts it, tests hold it against the real binary.
+
+Each function returns option/value rows for one part of the machine. Values are either JSON, where QEMU takes it
+(`-blockdev`, `-device`, `-netdev`, `-object`), or keyword lists in which a comma is doubled.
+
+Source: QEMU's own `-help` and manual (system/invocation), version 7.2.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from control.paths import InstanceFiles
+from control.spec.vm_spec import DirectBoot, Disk, DiskBoot, IsoBoot, Share, VMSpec
+from control.units import MIB
+
+AGENT_PORT = "org.unhinged.agent.0"
+"""The virtio-serial port the agent listens on; the guest finds it by this name in /sys/class/virtio-ports."""
+
+Rows = list[tuple[str, ...]]
+
+
+def build_argv(spec: VMSpec, files: InstanceFiles) -> tuple[str, ...]:
+    """Return the command line that starts `spec` paused (`-S`), with its sockets and logs at `files`."""
+    rows: Rows = [
+        ("-name", f"guest={_escape(spec.name)}"),
+        *_machine(spec, files),
+        *_life_signs(files),
+        *_consoles(spec, files),
+        *_agent(spec, files),
+        *_boot(spec),
+        *_disks(spec),
+        *_network(spec),
+        *_display(spec),
+        *(_share(spec.share) if spec.share else []),
+    ]
+    return (spec.qemu, *(word for row in rows for word in row), *spec.extra_args)
+
+
+def _machine(spec: VMSpec, files: InstanceFiles) -> Rows:
+    machine = [f"{spec.machine}"]
+    if not isinstance(spec.boot, DirectBoot):
+        # Without a screen of its own SeaBIOS then mirrors its text, and that of boot loaders, to the serial console:
+        # "No bootable device" would be seen by nobody otherwise.
+        machine.append("graphics=off")
+    rows: Rows = []
+    if spec.firmware == "uefi":
+        machine += ["pflash0=firmware", "pflash1=firmware-variables"]
+        rows += [
+            ("-blockdev", _raw_file("firmware", spec.ovmf, read_only=True)),
+            ("-blockdev", _raw_file("firmware-variables", files.firmware_variables, read_only=False)),
+        ]
+    return [
+        ("-machine", ",".join(machine)),
+        ("-accel", spec.accelerator),
+        # What the accelerator can give: `host` is only for KVM; `max` under TCG has RDRAND, which saves the guest a
+        # second of waiting for entropy.
+        ("-cpu", "host" if spec.accelerator == "kvm" else "max"),
+        ("-m", f"{spec.memory_bytes // MIB}M"),
+        ("-smp", str(spec.cpus)),
+        ("-nodefaults",),
+        ("-no-user-config",),
+        # System calls that a virtual machine does not need are a way out for a hostile guest.
+        ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *rows,
+        ("-device", _json(driver="virtio-rng-pci")),
+        ("-device", "pvpanic"),
+        # A guest that panics is kept as it is until its last words have been read.
+        ("-action", "panic=pause"),
+    ]
+
+
+def _life_signs(files: InstanceFiles) -> Rows:
+    return [
+        ("-S",),
+        ("-pidfile", str(files.pid)),
+        ("-chardev", _socket("qmp", files.qmp_socket)),
+        ("-mon", "chardev=qmp,mode=control"),
+        ("-chardev", _socket("monitor", files.monitor_socket)),
+        ("-mon", "chardev=monitor,mode=readline"),
+    ]
+
+
+def _consoles(spec: VMSpec, files: InstanceFiles) -> Rows:
+    rows: Rows = [
+        ("-chardev", _socket("serial", files.serial_socket, log=files.serial_log)),
+        ("-serial", "chardev:serial"),
+    ]
+    if spec.hvc0 or spec.agent:
+        rows.append(("-device", _json(driver="virtio-serial-pci", id="ports")))
+    if spec.hvc0:
+        rows += [
+            ("-chardev", _socket("hvc0", files.hvc0_socket, log=files.hvc0_log)),
+            ("-device", _json(driver="virtconsole", bus="ports.0", chardev="hvc0")),
+        ]
+    return rows
+
+
+def _agent(spec: VMSpec, files: InstanceFiles) -> Rows:
+    if not spec.agent:
+        return []
+    return [
+        ("-chardev", _socket("agent", files.agent_socket)),
+        ("-device", _json(driver="virtserialport", bus="ports.0", chardev="agent", name=AGENT_PORT)),
+    ]
+
+
+def _boot(spec: VMSpec) -> Rows:
+    match spec.boot:
+        case DirectBoot(kernel, initrd, command_line):
+            rows: Rows = [("-kernel", str(kernel))]
+            if initrd is not None:
+                rows.append(("-initrd", str(initrd)))
+            if command_line:
+                rows.append(("-append", command_line))
+            return rows
+        case IsoBoot(iso):
+            return [
+                ("-blockdev", _raw_file("cd", iso, read_only=True)),
+                ("-device", _json(driver="ide-cd", drive="cd", bootindex=0)),
+            ]
+        case DiskBoot():
+            return []
+
+
+def _disks(spec: VMSpec) -> Rows:
+    rows: Rows = []
+    for index, disk in enumerate(spec.disks):
+        node = f"disk{index}"
+        rows += [("-blockdev", _disk_node(node, disk)), ("-device", _disk_device(node, index, disk, spec))]
+    return rows
+
+
+def _disk_node(node: str, disk: Disk) -> str:
+    return json.dumps(
+        {
+            "driver": disk.format,
+            "node-name": node,
+            "read-only": disk.read_only,
+            "file": {"driver": "file", "filename": str(disk.path), "read-only": disk.read_only},
+        }
+    )
+
+
+def _disk_device(node: str, index: int, disk: Disk, spec: VMSpec) -> str:
+    device: dict[str, str | int] = {
+        "driver": "virtio-blk-pci" if disk.interface == "virtio" else "ide-hd",
+        "drive": node,
+    }
+    if isinstance(spec.boot, DiskBoot):
+        device["bootindex"] = index
+    if disk.serial:
+        device["serial"] = disk.serial
+    return json.dumps(device)
+
+
+def _network(spec: VMSpec) -> Rows:
+    if spec.network == "none":
+        return []
+    return [
+        ("-netdev", _json(type="user", id="net0")),
+        # No boot ROM: nothing here boots from the network, and loading it costs firmware time.
+        ("-device", _json(driver="virtio-net-pci", netdev="net0", romfile="")),
+    ]
+
+
+def _display(spec: VMSpec) -> Rows:
+    return [("-display", "none"), *([("-device", "VGA")] if spec.display == "std" else [])]
+
+
+def _share(share: Share) -> Rows:
+    fsdev = f"local,id=share,path={_escape(str(share.path))},security_model={share.security_model}"
+    return [
+        ("-fsdev", fsdev),
+        ("-device", _json(driver="virtio-9p-pci", fsdev="share", mount_tag=share.tag)),
+    ]
+
+
+def _socket(identifier: str, path: Path, *, log: Path | None = None) -> str:
+    words = f"socket,id={identifier},path={_escape(str(path))},server=on,wait=off"
+    return f"{words},logfile={_escape(str(log))},logappend=off" if log else words
+
+
+def _raw_file(node: str, path: Path | None, *, read_only: bool) -> str:
+    return json.dumps(
+        {
+            "driver": "raw",
+            "node-name": node,
+            "read-only": read_only,
+            "file": {"driver": "file", "filename": str(path), "read-only": read_only},
+        }
+    )
+
+
+def _json(**fields: str | int) -> str:
+    return json.dumps(fields)
+
+
+def _escape(value: str) -> str:
+    """Double the commas, as QEMU's keyword lists want it (manual, "invocation")."""
+    return value.replace(",", ",,")

@@ -1,0 +1,88 @@
+"""Where console bytes go on the host (floor 2): stdout as a terminal, pipe, file, socket, or nothing at all.
+
+Writing never blocks the event loop, so a reader that has stopped cannot keep a deadline from passing. The descriptor the user gave us is
+never switched to non-blocking: its flags are shared with other processes, their shell among them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import stat
+from collections.abc import Iterator
+
+from control.errors import ConsoleError
+
+PIPE_BUF_BYTES = select.PIPE_BUF
+"""What a writable pipe takes at once without blocking (pipe(7))."""
+
+
+class OutputSink:
+    """Takes bytes in order, each exactly once; made by `open_output_sink`."""
+
+    def __init__(self, descriptor: int | None, *, waits: bool, at_once: int | None) -> None:
+        self._descriptor = descriptor
+        self._waits = waits
+        self._at_once = at_once
+        self.bytes_written = 0
+
+    async def write(self, data: bytes) -> None:
+        """Write all of `data`; returns when the last byte is handed to the kernel.
+
+        Raises:
+            ConsoleError: The reader has gone, or the disk is full; `bytes_written` counts what arrived.
+        """
+        if self._descriptor is None:
+            return
+        view = memoryview(data)
+        while view:
+            try:
+                if self._at_once is not None:
+                    await self._wait_for_room(self._descriptor)
+                written = os.write(self._descriptor, view[: self._at_once])
+            except BlockingIOError:
+                await self._wait_for_room(self._descriptor)
+                continue
+            except BrokenPipeError as error:
+                raise ConsoleError("whoever read this output has gone") from error
+            except OSError as error:
+                raise ConsoleError(f"the output cannot be written: {error.strerror}") from error
+            self.bytes_written += written
+            view = view[written:]
+
+    async def _wait_for_room(self, descriptor: int) -> None:
+        if not self._waits:
+            return
+        loop = asyncio.get_running_loop()
+        room = loop.create_future()
+        loop.add_writer(descriptor, lambda: room.done() or room.set_result(None))
+        try:
+            await room
+        finally:
+            loop.remove_writer(descriptor)
+
+
+@contextlib.contextmanager
+def open_output_sink(descriptor: int) -> Iterator[OutputSink]:
+    """Prepare `descriptor` (usually 1) for writing without blocking; a closed one swallows what is written."""
+    try:
+        kind = os.fstat(descriptor).st_mode
+    except OSError:
+        yield OutputSink(None, waits=False, at_once=None)
+        return
+    if stat.S_ISREG(kind) or (stat.S_ISCHR(kind) and not os.isatty(descriptor)):
+        yield OutputSink(descriptor, waits=False, at_once=None)  # files and /dev/null never block
+        return
+    try:
+        # A second open of the same pipe or terminal has flags of its own.
+        own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        # A socket, or a pipe of another user: wait until it is writable and write no more than it must then take.
+        yield OutputSink(descriptor, waits=True, at_once=PIPE_BUF_BYTES)
+        return
+    try:
+        yield OutputSink(own, waits=True, at_once=None)
+    finally:
+        os.close(own)

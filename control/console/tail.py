@@ -1,0 +1,39 @@
+"""The last lines of a console as readable text (floor 2): the evidence that errors carry."""
+
+from __future__ import annotations
+
+import re
+
+KEPT_BYTES = 16 * 1024
+
+# CSI, OSC and two-character escape sequences (ECMA-48); what remains of control characters is shown as a dot.
+_ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_UNPRINTABLE = re.compile(r"[^\t\x20-\x7e\xa0-\U0010ffff]")
+
+
+class ConsoleTail:
+    """Keeps the last few kilobytes; constant memory, next to no time for each chunk."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+
+    def feed(self, chunk: bytes) -> None:
+        self._kept += chunk[-KEPT_BYTES:]
+        if len(self._kept) > 2 * KEPT_BYTES:
+            del self._kept[:-KEPT_BYTES]
+
+    def lines(self, count: int) -> tuple[str, ...]:
+        """Return the last `count` lines that are not blank, oldest first, at most 200 characters each."""
+        text = to_plain_text(bytes(self._kept))
+        lines = [line.rstrip() for line in text.splitlines()]
+        return tuple(line[:200] for line in lines if line)[-count:]
+
+
+def to_plain_text(data: bytes) -> str:
+    """Turn console bytes into text that is safe to print anywhere: no escape sequences, no control characters.
+
+    >>> to_plain_text(b"\\x1b[31mred\\x1b[0m \\x07 na\\xc3\\xafve \\xff\\r\\n")
+    'red . naïve \ufffd\\n'
+    """
+    text = _ESCAPES.sub(b"", data).replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode("utf-8", "replace")
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] == "\n" else ".", text)

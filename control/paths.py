@@ -1,0 +1,184 @@
+"""Every file name of an instance and of the checkout, in one place (floor 0).
+
+An instance directory holds all that belongs to one VM. Nothing else in this package spells these names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from control.errors import ConfigError, HostError
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout (or the site-packages folder) this package was loaded from."""
+
+SCHEMAS = ROOT / "schemas"
+VENV_PYTHON = ROOT / ".venv" / "bin" / "python"
+BUILD = ROOT / "build"
+IMAGE = BUILD / "image"
+
+UNIX_PATH_MAX_BYTES = 107
+"""Longest AF_UNIX address Linux takes (sun_path is 108 bytes with its NUL; unix(7))."""
+
+_LONGEST_SOCKET_NAME = len("/monitor.socket")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def runtime_directory(working_directory: Path) -> Path:
+    """Say where the instances of a project folder live."""
+    return working_directory / ".unhinged"
+
+
+def cache_directory() -> Path:
+    """Say where answers that outlive a VM are kept for this user (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "unhinged"
+
+
+@dataclass(frozen=True)
+class InstanceFiles:
+    """The files of one instance.
+
+    Attributes:
+        directory: The instance directory; everything that is kept lies here.
+        sockets: Where its sockets lie: the same directory, or a short one when the path is too long for AF_UNIX.
+    """
+
+    directory: Path
+    sockets: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.directory / "lock"
+
+    @property
+    def pid(self) -> Path:
+        return self.directory / "pid"
+
+    @property
+    def state(self) -> Path:
+        return self.directory / "state.json"
+
+    @property
+    def argv(self) -> Path:
+        return self.directory / "argv.json"
+
+    @property
+    def serial_log(self) -> Path:
+        return self.directory / "serial"
+
+    @property
+    def hvc0_log(self) -> Path:
+        return self.directory / "hvc0"
+
+    @property
+    def messages(self) -> Path:
+        return self.directory / "messages.jsonl"
+
+    @property
+    def qemu_log(self) -> Path:
+        return self.directory / "qemu.log"
+
+    @property
+    def data_disk(self) -> Path:
+        return self.directory / "disk.qcow2"
+
+    @property
+    def firmware_variables(self) -> Path:
+        return self.directory / "firmware-variables.fd"
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.sockets / "qmp.socket"
+
+    @property
+    def monitor_socket(self) -> Path:
+        return self.sockets / "monitor.socket"
+
+    @property
+    def serial_socket(self) -> Path:
+        return self.sockets / "serial.socket"
+
+    @property
+    def hvc0_socket(self) -> Path:
+        return self.sockets / "hvc0.socket"
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.sockets / "agent.socket"
+
+    @property
+    def all_sockets(self) -> tuple[Path, ...]:
+        return (self.qmp_socket, self.monitor_socket, self.serial_socket, self.hvc0_socket, self.agent_socket)
+
+
+def check_instance_name(name: str) -> str:
+    """Return `name` when it can be the name of an instance.
+
+    Raises:
+        ConfigError: It is empty, longer than 63 characters, or holds something beside letters, digits, `.`, `_`, `-`.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(
+            f"{name[:80]!r} cannot be the name of a VM",
+            key="NAME",
+            hint="use 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+        )
+    return name
+
+
+def open_instance_files(runtime: Path, name: str) -> InstanceFiles:
+    """Make the private directories of the instance `name` below `runtime`, and say where its files lie.
+
+    Raises:
+        ConfigError: `name` cannot be a name.
+        HostError: A directory cannot be made, or belongs to somebody else; nothing else was changed.
+    """
+    directory = runtime / f"vm.{check_instance_name(name)}"
+    _make_private(runtime)
+    _make_private(directory)
+    files = find_instance_files(runtime, name)
+    if files.sockets != directory:
+        _make_private(files.sockets.parent)
+        _make_private(files.sockets)
+    return files
+
+
+def find_instance_files(runtime: Path, name: str) -> InstanceFiles:
+    """Say where the files of the instance `name` lie, without touching the disk."""
+    directory = runtime / f"vm.{name}"
+    if len(os.fsencode(directory)) + _LONGEST_SOCKET_NAME <= UNIX_PATH_MAX_BYTES:
+        return InstanceFiles(directory, directory)
+    # The digest ties the short directory to the long one, so that every command finds the same place.
+    digest = hashlib.sha256(os.fsencode(directory.absolute())).hexdigest()[:16]
+    return InstanceFiles(directory, _short_socket_root() / digest)
+
+
+def _short_socket_root() -> Path:
+    run_dir = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(run_dir) and len(os.fsencode(run_dir)) < 40 and os.access(run_dir, os.W_OK):
+        return Path(run_dir) / "unhinged"
+    return Path(f"/tmp/unhinged-{os.getuid()}")
+
+
+def _make_private(directory: Path) -> None:
+    """Make `directory` with mode 0700, or see to it that the one there is ours and private."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise HostError(
+                f"{directory} is not a directory of yours", hint="remove it, or run from another directory"
+            )
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            directory.chmod(0o700)
+    except OSError as error:
+        raise HostError(
+            f"the directory {directory} cannot be made: {error.strerror}",
+            hint="make room or get write permission there, or run from another directory",
+        ) from error

@@ -1,0 +1,1 @@
+"""Child processes (floor 2): the only room that starts them."""

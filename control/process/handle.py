@@ -1,0 +1,213 @@
+"""A long-lived process, ours or adopted, watched through a pidfd (floor 2); the VM holds QEMU by one of these.
+
+A pidfd cannot come to mean another process when the number is used again, so every signal goes through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from control.errors import HostError
+from control.log import LOG
+
+_KEEPER = Path(__file__).with_name("keeper.py")
+
+
+class ProcessHandle:
+    """One process. Close it (it is a context manager) to give back its descriptor; that does not end the process.
+
+    Attributes:
+        pid: Its number.
+        start_ticks: When it started, in clock ticks after boot; with `pid` it names the process for good
+            (proc(5), field 22 of /proc/PID/stat).
+    """
+
+    def __init__(self, pid: int, pidfd: int, child: subprocess.Popen[bytes] | None) -> None:
+        self.pid = pid
+        self.start_ticks = read_start_ticks(pid) or 0
+        self._pidfd = pidfd
+        self._child = child
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the descriptor; the process is left alone."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self._child is not None and self._child.poll() is None:
+            # Popen warns of children left running; this one is left running on purpose.
+            self._child.returncode = 0
+
+    @property
+    def return_code(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs, and for an adopted process."""
+        return self._child.poll() if self._child is not None else None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process is a child of ours, so that its exit code can be known."""
+        return self._child is not None
+
+    @property
+    def running(self) -> bool:
+        if self._child is not None:
+            return self._child.poll() is None
+        if not self._ended:
+            # A pidfd of a process that is no child of ours becomes readable when it ends (pidfd_open(2)).
+            import select
+
+            poller = select.poll()
+            poller.register(self._pidfd, select.POLLIN)
+            self._ended = bool(poller.poll(0))
+        return not self._ended
+
+    async def wait(self) -> int | None:
+        """Wait until the process has ended; return its exit code, or None when it was not our child."""
+        if self.running:
+            loop = asyncio.get_running_loop()
+            ended = loop.create_future()
+            # A duplicate, because several may wait at once and an event loop takes one reader for a descriptor.
+            watched = os.dup(self._pidfd)
+            loop.add_reader(watched, lambda: ended.done() or ended.set_result(None))
+            try:
+                await ended
+            finally:
+                loop.remove_reader(watched)
+                os.close(watched)
+        self._ended = True
+        return self._child.wait() if self._child is not None else None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; a process that has ended already is fine."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def cpu_seconds(self) -> float:
+        """CPU time it has used so far, user and system (proc(5), fields 14 and 15); 0.0 once it is gone."""
+        fields = _read_stat_fields(self.pid)
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def start_process(
+    argv: Sequence[str], *, output: Path, cwd: Path, env: Mapping[str, str] | None = None
+) -> ProcessHandle:
+    """Start `argv` in a session of its own, stdin empty, stdout and stderr appended to the file `output`.
+
+    Raises:
+        HostError: It cannot be started, or `output` cannot be written; nothing is left running.
+    """
+    LOG.debug("start: %s", " ".join(argv))
+    try:
+        with output.open("ab") as sink:
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=env,
+                start_new_session=True,
+                umask=0o077,
+            )
+    except OSError as error:
+        raise HostError(f"{argv[0]} cannot be started: {error.strerror}", hint="make doctor") from error
+    return ProcessHandle(child.pid, os.pidfd_open(child.pid), child)
+
+
+def find_process(pid: int, start_ticks: int) -> ProcessHandle | None:
+    """Adopt the process `pid` if it is still the one that started at `start_ticks`; None when it is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (ProcessLookupError, OSError):
+        return None
+    # Looked at after the pidfd is held: from here on the number cannot come to mean another process.
+    if read_start_ticks(pid) != start_ticks:
+        os.close(pidfd)
+        return None
+    return ProcessHandle(pid, pidfd, None)
+
+
+def read_start_ticks(pid: int) -> int | None:
+    """Read when the process started, in clock ticks after boot; None when there is none, or only its zombie."""
+    fields = _read_stat_fields(pid)
+    return int(fields[19]) if fields and fields[0] not in ("Z", "X") else None
+
+
+def _read_stat_fields(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on: the second may hold blanks and parentheses."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()
+
+
+class Keeper:
+    """Ends a process when we are killed outright, so that `kill -9` of a launcher leaves no orphan.
+
+    A second small process waits on a pipe of ours: its end means that we are gone. See `keeper.py`.
+    """
+
+    def __init__(self, pipe: int, child: subprocess.Popen[bytes]) -> None:
+        self._pipe = pipe
+        self._child = child
+
+    def release(self) -> None:
+        """Let the kept process run on without us."""
+        self._finish(b"release\n")
+
+    def dismiss(self) -> None:
+        """End the keeper after the kept process has ended."""
+        self._finish(b"ended\n")
+
+    def _finish(self, word: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._pipe, word)
+        os.close(self._pipe)
+        self._child.wait()
+
+
+@contextlib.contextmanager
+def start_keeper(pid_file: Path) -> Iterator[Keeper]:
+    """Start the keeper for the process that will write its number to `pid_file`.
+
+    Started before that process, so that there is no moment at which it could be orphaned. On leaving, the keeper is
+    dismissed unless it was released.
+    """
+    read_end, write_end = os.pipe()
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_KEEPER), str(read_end), str(pid_file)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(read_end,),
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(write_end)
+        raise
+    finally:
+        os.close(read_end)
+    keeper = Keeper(write_end, child)
+    try:
+        yield keeper
+    finally:
+        if child.returncode is None:
+            keeper.dismiss()

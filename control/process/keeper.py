@@ -1,0 +1,60 @@
+"""The keeper's own program: `keeper.py PIPE_FD PID_FILE`, started by `handle.start_keeper` (floor 2).
+
+It waits on a pipe whose other end only the launcher holds. A word on it means that all is well and the keeper goes; the
+bare end of the pipe means that the launcher was killed, and then the process named in PID_FILE is ended.
+Imports as little as it can: it starts beside every foreground VM.
+"""
+
+import os
+import select
+import signal
+import sys
+import time
+
+PID_FILE_DEADLINE_S = 5.0
+"""QEMU writes its pid file within some ten milliseconds of its start; a loaded machine is given more."""
+
+TERM_DEADLINE_S = 5.0
+"""QEMU flushes its disks on SIGTERM; after this it is killed."""
+
+
+def main() -> int:
+    pipe, pid_file = int(sys.argv[1]), sys.argv[2]
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # only the launcher's end ends us
+    if os.read(pipe, 64):
+        return 0
+    pid = wait_for_pid(pid_file)
+    if pid is None:
+        return 0
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return 0  # it has ended by itself
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            signal.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:
+            return 0
+        if poller.poll(TERM_DEADLINE_S * 1000):
+            return 0
+    return 1
+
+
+def wait_for_pid(pid_file: str) -> "int | None":
+    """Read the number QEMU wrote, waiting a little for a QEMU that has only just been started."""
+    deadline = time.monotonic() + PID_FILE_DEADLINE_S
+    while True:
+        try:
+            with open(pid_file, encoding="ascii") as file:
+                return int(file.read())
+        except (OSError, ValueError):
+            if time.monotonic() > deadline:
+                return None
+        time.sleep(0.02)  # a file has no event without inotify, and this path is taken once in a crash
+
+
+if __name__ == "__main__":
+    sys.exit(main())

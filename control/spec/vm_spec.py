@@ -1,0 +1,126 @@
+"""The VM specification (floor 1). Made by the faces, turned into a command line by `control.argv`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from control.errors import ConfigError
+from control.units import MIB, TIB, format_size
+
+Accelerator = Literal["kvm", "tcg"]
+DiskFormat = Literal["qcow2", "raw"]
+Interface = Literal["virtio", "ide"]
+
+MEMORY_MIN_BYTES = 16 * MIB
+MEMORY_MAX_BYTES = 4 * TIB
+CPUS_MAX = 255
+"""QEMU's `pc` machine takes 255 CPUs (`qemu-system-x86_64 -machine help`, MachineClass.max_cpus)."""
+
+
+@dataclass(frozen=True)
+class DirectBoot:
+    """Start a kernel without a boot loader: a `vmlinux` with a PVH entry, or a `bzImage`."""
+
+    kernel: Path
+    initrd: Path | None = None
+    command_line: str = ""
+
+
+@dataclass(frozen=True)
+class IsoBoot:
+    """Start from an ISO image in a CD drive."""
+
+    iso: Path
+
+
+@dataclass(frozen=True)
+class DiskBoot:
+    """Start from the first disk of the VM."""
+
+
+Boot = DirectBoot | IsoBoot | DiskBoot
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk image the VM may write to, unless `read_only`.
+
+    Attributes:
+        serial: What the guest sees as the disk's serial number; at most 20 characters (virtio-blk's limit).
+    """
+
+    path: Path
+    format: DiskFormat
+    interface: Interface = "virtio"
+    serial: str = ""
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Share:
+    """A host directory the guest can mount over 9p by its `tag`.
+
+    Attributes:
+        security_model: How owners and modes are kept on the host; `mapped-xattr` keeps a hostile guest from making
+            set-uid files there (QEMU manual, `-fsdev local`).
+    """
+
+    path: Path
+    tag: str = "host"
+    security_model: Literal["mapped-xattr", "mapped-file", "none"] = "mapped-xattr"
+
+
+@dataclass(frozen=True)
+class VMSpec:
+    """One VM, as facts.
+
+    Attributes:
+        name: The instance's name.
+        accelerator: Always the one that was chosen, never a wish.
+        memory_bytes: Guest RAM.
+        machine: QEMU's `-machine` type.
+        firmware: For booting from ISO or disk: `bios` is SeaBIOS, `uefi` is OVMF read from `ovmf`.
+        agent: Whether the guest gets the virtio-serial port of the agent.
+        hvc0: Whether the guest gets the second, fast console.
+        network: `user` is QEMU's user-mode network, `none` is no card at all.
+        display: `std` is a VGA card whose picture can be asked for; nothing is opened on the host.
+        extra_args: Words appended to QEMU's command line as they are.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    name: str
+    boot: Boot
+    accelerator: Accelerator
+    memory_bytes: int = 1024 * MIB
+    cpus: int = 2
+    machine: Literal["pc", "q35"] = "pc"
+    firmware: Literal["bios", "uefi"] = "bios"
+    ovmf: Path | None = None
+    disks: tuple[Disk, ...] = ()
+    share: Share | None = None
+    agent: bool = True
+    hvc0: bool = True
+    network: Literal["user", "none"] = "user"
+    display: Literal["std", "none"] = "std"
+    qemu: str = "qemu-system-x86_64"
+    extra_args: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not MEMORY_MIN_BYTES <= self.memory_bytes <= MEMORY_MAX_BYTES:
+            raise ConfigError(
+                f"a guest cannot have {format_size(self.memory_bytes)} of memory",
+                key="MEMORY",
+                hint=f"give it {format_size(MEMORY_MIN_BYTES)} to {format_size(MEMORY_MAX_BYTES)}, as in MEMORY=1G",
+            )
+        if not 1 <= self.cpus <= CPUS_MAX:
+            raise ConfigError(
+                f"a guest cannot have {self.cpus} CPUs", key="CPUS", hint=f"give it 1 to {CPUS_MAX}, as in CPUS=2"
+            )
+        if isinstance(self.boot, DiskBoot) and not self.disks:
+            raise ConfigError("there is no disk to boot from", key="DISK", hint="name one: DISK=image.qcow2")
+        if self.firmware == "uefi" and self.ovmf is None:
+            raise ConfigError("UEFI needs an OVMF firmware file", key="FIRMWARE", hint="install the package ovmf")
