@@ -1,0 +1,82 @@
+"""Chooses the accelerator a VM runs on, and says why in one line (floor 2; the launchers call it)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from control.accel import cache
+from control.accel.kvm import KvmHost, KvmVerdict, find_device_lack, probe_kvm
+from control.errors import ConfigError, HostError
+from control.streams import Runner
+
+_TCG = "accelerator: tcg (software emulation, slower)"
+
+
+@dataclass(frozen=True)
+class AcceleratorChoice:
+    """What a VM runs on.
+
+    Attributes:
+        name: The accelerator, as QEMU's `-accel` takes it.
+        reason: One line for the user: what was chosen and why.
+        from_cache: The answer was found earlier in this boot of the host.
+        verdict: What is known about KVM; None when nobody asked.
+    """
+
+    name: Literal["kvm", "tcg"]
+    reason: str
+    from_cache: bool = False
+    verdict: KvmVerdict | None = None
+
+
+async def choose_accelerator(
+    requested: str, qemu_binary: Path, run: Runner, cache_dir: Path, *, host: KvmHost | None = None
+) -> AcceleratorChoice:
+    """Decide what the VM runs on: KVM when guest code was seen running on it, or else TCG.
+
+    Args:
+        requested: `auto` decides by testing; `kvm` insists on KVM; `tcg` tests nothing.
+        qemu_binary: Absolute path of the QEMU that will run the VM.
+        run: Runs the child processes of the test.
+        cache_dir: Where the answer is remembered until the host boots again; need not exist.
+        host: Where KVM is looked for; None means this machine.
+
+    Raises:
+        ConfigError: `requested` is no accelerator we know.
+        HostError: `kvm` was requested and does not work, or QEMU cannot be started; nothing was started.
+    """
+    if requested == "tcg":
+        return AcceleratorChoice("tcg", f"{_TCG}, as asked")
+    if requested not in ("auto", "kvm"):
+        raise ConfigError(f"ACCEL={requested!r} is not an accelerator", key="ACCEL", hint="use auto, kvm or tcg")
+    verdict, from_cache = await find_kvm_verdict(qemu_binary, run, cache_dir, host=host or KvmHost())
+    if verdict.works:
+        proof = "proved earlier in this boot of the host" if from_cache else verdict.reason
+        return AcceleratorChoice("kvm", f"accelerator: kvm ({proof})", from_cache, verdict)
+    if requested == "kvm":
+        hint = f"{verdict.hint}; or use ACCEL=tcg" if verdict.hint else "use ACCEL=tcg"
+        raise HostError(f"ACCEL=kvm was asked for, but {verdict.reason}", hint=hint)
+    return AcceleratorChoice("tcg", f"{_TCG}, because {verdict.reason}", from_cache, verdict)
+
+
+async def find_kvm_verdict(
+    qemu_binary: Path, run: Runner, cache_dir: Path, *, host: KvmHost
+) -> tuple[KvmVerdict, bool]:
+    """Say whether KVM works, from memory where that holds; the second value tells whether it was memory.
+
+    A device that is missing or closed to this user is seen at once and not remembered: its cure must work at once too.
+    """
+    lack = find_device_lack(host)
+    if lack is not None:
+        return lack, False
+    key = cache.build_key(qemu_binary, host)
+    if key is not None:
+        known = cache.find_verdict(cache_dir, key)
+        if known is not None:
+            return known, True
+    verdict = await probe_kvm(qemu_binary, run, host=host)
+    if key is not None:
+        cache.store_verdict(cache_dir, key, verdict)
+    return verdict, False
