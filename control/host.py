@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -131,11 +131,14 @@ def find_program(name: str, search_path: str) -> str | None:
 
     A small `shutil.which`: importing that costs more than the whole search.
     """
+    return next(_find_programs(name, search_path), None)
+
+
+def _find_programs(name: str, search_path: str) -> Iterator[str]:
     for directory in search_path.split(os.pathsep):
         candidate = os.path.join(directory or ".", name)  # noqa: PTH118 - strings on the fast path
         if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):  # noqa: PTH112
-            return candidate
-    return None
+            yield candidate
 
 
 def find_lacks(group: str, surroundings: Surroundings) -> list[Lack]:
@@ -177,9 +180,11 @@ def find_python(surroundings: Surroundings) -> str | None:
     if surroundings.python_version >= PYTHON_MINIMUM and _can_make_venv(surroundings.python, surroundings):
         return surroundings.python
     for minor in range(_PYTHON_NEWEST_KNOWN, PYTHON_MINIMUM[1] - 1, -1):
-        found = find_program(f"python3.{minor}", surroundings.search_path)
-        if found and _can_make_venv(found, surroundings, f"python3.{minor}"):
-            return found
+        name = f"python3.{minor}"
+        # The first one found may be a version manager's stand-in, which is no interpreter: go on looking.
+        for found in _find_programs(name, surroundings.search_path):
+            if _can_make_venv(found, surroundings, name):
+                return found
     return None
 
 

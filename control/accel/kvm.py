@@ -255,10 +255,10 @@ def _last_step(progress: bytes) -> str:
 def _own_words(stderr: bytes) -> str:
     """Pick QEMU's first complaint, without its name in front; printable and bounded."""
     for line in stderr.decode("utf-8", "replace").splitlines():
-        words = re.sub(r"^\S*qemu\S*: ", "", line).strip()
+        words = re.sub(r"^\S*qemu\S*: (error: )?", "", line).strip()
         if words and not words.startswith("warning:"):
             printable = "".join(character if character.isprintable() else "?" for character in words)
-            return printable.removeprefix("error: ")[:_WORDS_LIMIT]
+            return printable[:_WORDS_LIMIT]
     return ""
 
 

@@ -76,22 +76,22 @@ def main(arguments: Sequence[str], surroundings: Surroundings | None = None) -> 
 def install(group: str, where: Surroundings, *, check_only: bool = False) -> int:
     """Install what `group` lacks, saying what and why; return 0 when nothing is missing any more."""
     lacks = host.find_lacks(group, where)
-    needs_lists = _needs_lists(where)
-    if not lacks and not needs_lists:
+    update = needs_lists(where)
+    if not lacks and not update:
         return EXIT_OK
-    _say_what_is_missing(group, lacks, needs_lists)
+    _say_what_is_missing(group, lacks, update)
     packages = [lack.package for lack in lacks]
     if host.find_program("apt-get", where.search_path) is None:
         return _say_by_hand(where, lacks)
     if check_only:
-        _say(f"install with: {_command(_shown_prefix(), packages, update=needs_lists)}")
+        _say(f"install with: {_command(_shown_prefix(), packages, update=update)}")
         return EXIT_ERROR
     apt = _find_way_to_root(where)
     if apt is None:
         _say("deps: this needs root, and there is no sudo here. As root, run:")
-        _say(f"  {_command('', packages, update=needs_lists)}")
+        _say(f"  {_command('', packages, update=update)}")
         return EXIT_ERROR
-    if not _run_apt(apt, packages, update=needs_lists):
+    if not _run_apt(apt, packages, update=update):
         _say("deps: the packages could not be installed; the reason is above. When it is gone, run:")
         _say(f"  {_command(apt.shown_prefix, packages, update=True)}")
         if host.read_distribution(Path(where.root, "etc/os-release")).identity == "ubuntu":
@@ -111,7 +111,7 @@ def _check_again(group: str, where: Surroundings) -> int:
     return EXIT_OK
 
 
-def _needs_lists(where: Surroundings) -> bool:
+def needs_lists(where: Surroundings) -> bool:
     """Tell whether apt must be asked for its lists: the guest image is built from packages they name."""
     if IMAGE_MANIFEST.exists() or host.find_program("apt-get", where.search_path) is None:
         return False
