@@ -172,9 +172,7 @@ def _make_private(directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise HostError(
-                f"{directory} is not a directory of yours", hint="remove it, or run from another directory"
-            )
+            raise HostError(f"{directory} is not a directory of yours", hint="remove it, or run from another directory")
         if stat.S_IMODE(found.st_mode) != 0o700:
             directory.chmod(0o700)
     except OSError as error:

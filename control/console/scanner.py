@@ -13,10 +13,11 @@ from dataclasses import dataclass
 LINE_LIMIT_BYTES = 64 * 1024
 """A longer line is text, whatever it looks like; the agent's own messages are far below."""
 
-_KEYS = (b"timestamp", b"direction", b"type", b"data", b"id", b"in_reply_to")
-_OPENINGS = tuple(b'{"' + key + b'"' for key in _KEYS)
-_OPENING = re.compile(rb'\{\s{0,8}"(?:' + b"|".join(_KEYS) + rb')"')
-_LONGEST_OPENING = max(len(opening) for opening in _OPENINGS) + 8
+_KEYS = rb"(?:timestamp|direction|type|data|id|in_reply_to)"
+_OPENING = re.compile(rb'\{[ \t]{0,4}"' + _KEYS + rb'"')
+_LONGEST_OPENING_BYTES = len(b'{    "in_reply_to"')
+# The beginning of an opening, cut off by the end of a chunk: every prefix of a key, in one pattern.
+_BEGINNING = re.compile(rb'\{(?:[ \t]{0,4}(?:"[a-z_]{0,11})?)?\Z')
 
 
 @dataclass(frozen=True)
@@ -53,31 +54,20 @@ class MessageScanner:
         self._held.clear()
         position = 0
         while position < len(data):
-            brace = data.find(b"{", position)
-            if brace < 0:
-                yield Text(data[position:])
-                return
-            if _OPENING.match(data, brace):
-                if brace > position:
-                    yield Text(data[position:brace])
-                end = data.find(b"\n", brace, brace + LINE_LIMIT_BYTES) + 1
-                if end:
-                    yield Candidate(data[brace:end])
-                    position = end
-                elif len(data) - brace >= LINE_LIMIT_BYTES:
-                    yield Text(data[brace : brace + LINE_LIMIT_BYTES])
-                    position = brace + LINE_LIMIT_BYTES
-                else:
-                    self._held += data[brace:]
-                    return
-            elif len(data) - brace < _LONGEST_OPENING and _could_open(data[brace:]):
-                if brace > position:
-                    yield Text(data[position:brace])
-                self._held += data[brace:]
+            opening = _OPENING.search(data, position)
+            start = opening.start() if opening else _find_beginning(data, position)
+            if start > position:
+                yield Text(data[position:start])
+            end = data.find(b"\n", start, start + LINE_LIMIT_BYTES) + 1
+            if opening and end:
+                yield Candidate(data[start:end])
+            elif len(data) - start < LINE_LIMIT_BYTES:
+                self._held += data[start:]
                 return
             else:
-                yield Text(data[position : brace + 1])
-                position = brace + 1
+                end = start + LINE_LIMIT_BYTES
+                yield Text(data[start:end])
+            position = end
 
     def release(self) -> bytes:
         """Give up waiting: return what is held back, to be passed on as text (empty when nothing is)."""
@@ -86,7 +76,7 @@ class MessageScanner:
         return held
 
 
-def _could_open(beginning: bytes) -> bool:
-    """Whether more bytes could turn `beginning`, a chunk's last few, into the opening of a message."""
-    rest = beginning[1:].lstrip()
-    return any((b'"' + key + b'"').startswith(rest) for key in _KEYS)
+def _find_beginning(data: bytes, position: int) -> int:
+    """Find where, in the last few bytes of `data`, a message may be beginning; the end of `data` when nowhere."""
+    match = _BEGINNING.search(data, max(position, len(data) - _LONGEST_OPENING_BYTES))
+    return match.start() if match else len(data)

@@ -56,10 +56,10 @@ class OutputSink:
         if not self._waits:
             return
         loop = asyncio.get_running_loop()
-        room = loop.create_future()
-        loop.add_writer(descriptor, lambda: room.done() or room.set_result(None))
+        room = asyncio.Event()
+        loop.add_writer(descriptor, room.set)
         try:
-            await room
+            await room.wait()
         finally:
             loop.remove_writer(descriptor)
 

@@ -28,6 +28,10 @@ class ConsoleTail:
         lines = [line.rstrip() for line in text.splitlines()]
         return tuple(line[:200] for line in lines if line)[-count:]
 
+    def text_end(self, line_count: int) -> str:
+        """Return the end of the console as plain text, its last line whole and unstripped."""
+        return "\n".join(to_plain_text(bytes(self._kept)).split("\n")[-line_count:])
+
 
 def to_plain_text(data: bytes) -> str:
     """Turn console bytes into text that is safe to print anywhere: no escape sequences, no control characters.

@@ -58,9 +58,7 @@ class Monitor:
 
     async def human(self, command_line: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
         """Run a line of the human monitor and return its text, which is also where it reports failure."""
-        text: str = await self.execute(
-            "human-monitor-command", {"command-line": command_line}, timeout_s=timeout_s
-        )
+        text: str = await self.execute("human-monitor-command", {"command-line": command_line}, timeout_s=timeout_s)
         return text
 
     async def query_runstate(self) -> str:

@@ -82,12 +82,12 @@ class ProcessHandle:
         """Wait until the process has ended; return its exit code, or None when it was not our child."""
         if self.running:
             loop = asyncio.get_running_loop()
-            ended = loop.create_future()
+            ended = asyncio.Event()
             # A duplicate, because several may wait at once and an event loop takes one reader for a descriptor.
             watched = os.dup(self._pidfd)
-            loop.add_reader(watched, lambda: ended.done() or ended.set_result(None))
+            loop.add_reader(watched, ended.set)
             try:
-                await ended
+                await ended.wait()
             finally:
                 loop.remove_reader(watched)
                 os.close(watched)

@@ -1,0 +1,117 @@
+# unhinged-vm: boot, watch and drive virtual machines. `make` alone prints what there is.
+
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+SYSTEM_PYTHON ?= python3
+# Before set-up the launchers run under the system's Python, which then sets up and goes on under the project's.
+PYTHON := $(firstword $(wildcard $(VENV)/bin/python) $(SYSTEM_PYTHON))
+IMAGE_SOURCES := $(shell find iso guest -type f -not -name '*.pyc' 2>/dev/null)
+
+##@ Variables for start, start-simple and start-enhanced
+ISO ?= ##: boot this ISO
+DISK ?= ##: a qcow2 or raw disk; booted when it is all there is
+KERNEL ?= ##: boot this bzImage or vmlinux directly
+INITRD ?= ##: the initial RAM disk for KERNEL
+BOOT ?= ##: direct, iso or disk; by default what the files above suggest
+MEMORY ?= 1G##: guest memory
+CPUS ?= 2##: guest CPUs
+ACCEL ?= auto##: auto, kvm or tcg
+SHARE ?= ##: a directory to share with the guest
+NAME ?= ##: name of the VM; by default the next free one
+UNTIL ?= ##: end with success once the console shows this regular expression
+TIMEOUT ?= ##: end with an error after this many seconds
+ARGS ?= ##: further options of the launchers, see ARGS=--help
+
+# A value reaches the launcher as one word, whatever is in it.
+quote = '$(subst ','\'',$(value $(1)))'
+option = $(if $(value $(2)),$(1) $(call quote,$(2)))
+OPTIONS = $(call option,--iso,ISO) $(call option,--disk,DISK) $(call option,--kernel,KERNEL) \
+	$(call option,--initrd,INITRD) $(call option,--boot,BOOT) $(call option,--memory,MEMORY) \
+	$(call option,--cpus,CPUS) $(call option,--accel,ACCEL) $(call option,--share,SHARE) \
+	$(call option,--name,NAME) $(call option,--until,UNTIL) $(call option,--timeout,TIMEOUT) $(ARGS)
+
+##@ Run
+.PHONY: start start-simple start-enhanced attach
+start: ## set everything up, boot the VM, and give a two-way line to it
+	@$(PYTHON) control/unhinged_launcher.py $(OPTIONS)
+
+start-simple: setup image ## boot the VM and show its serial console, one way
+	@$(VENV)/bin/python control/simple_vm_launcher.py $(OPTIONS)
+
+start-enhanced: setup image ## boot the VM with console, monitor and messages
+	@$(VENV)/bin/python control/enhanced_vm_launcher.py $(OPTIONS)
+
+attach: setup ## go back to a VM that was detached from (NAME=)
+	@$(VENV)/bin/python control/enhanced_vm_launcher.py --attach $(call option,--name,NAME)
+
+##@ Set up
+.PHONY: setup setup-python deps-install-essential deps-install-test image doctor
+setup: deps-install-essential setup-python ## what every run needs: system packages and .venv
+
+setup-python: $(VENV)/.ready ## the Python environment in .venv
+
+deps-install-essential: build/.deps-essential ## missing system packages, installed with apt-get
+
+deps-install-test: build/.deps-test ## what only the tests need
+
+image: build/image/image.json ## the built-in guest image in build/image
+
+doctor: ## look at this host and say what is missing, and the cure
+	@$(PYTHON) -m control.launch.doctor $(ARGS)
+
+build/.deps-%: control/host.py control/launch/deps.py
+	@$(SYSTEM_PYTHON) -m control.launch.deps $*
+	@mkdir -p build && touch $@
+
+$(VENV)/.ready: pyproject.toml | build/.deps-essential
+	@echo "unhinged: making the Python environment in $(VENV)" >&2
+	@$(SYSTEM_PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@echo "unhinged: installing what tests and checks need" >&2
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+build/image/image.json: $(IMAGE_SOURCES) | build/.deps-essential
+	@$(SYSTEM_PYTHON) iso/build.py --output build/image --cache build/cache
+	@touch $@
+
+##@ Check
+.PHONY: test test-fast test-all lint types check bench
+test: setup deps-install-test image $(VENV)/.ready-dev ## all tests that end within ten minutes, boots included
+	@$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+
+test-fast: setup $(VENV)/.ready-dev ## tests without a guest
+	@$(VENV)/bin/python -m pytest -m "not boot and not slow" $(ARGS)
+
+test-all: setup deps-install-test image $(VENV)/.ready-dev ## the long ones too
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.ready-dev ## ruff
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.ready-dev ## mypy
+	@$(VENV)/bin/mypy
+
+check: lint types test-fast ## lint, types and the fast tests
+
+bench: setup image $(VENV)/.ready-dev ## measure speed and memory; prints a table, writes build/bench
+	@$(VENV)/bin/python -m tests.bench $(ARGS)
+
+##@ Clean
+.PHONY: clean distclean help
+clean: ## remove what was built, and the instances of VMs that do not run
+	@$(PYTHON) -m control.launch.clean
+	@rm -rf build
+
+distclean: clean ## remove the Python environment too
+	@rm -rf $(VENV) *.egg-info
+
+help: ## this list
+	@awk -f docs/help.awk $(firstword $(MAKEFILE_LIST))

@@ -1,0 +1,217 @@
+"""Calls methods of the guest agent over JSON-RPC 2.0 (floor 2); handed a connected socket by `control.vm`.
+
+The guest is not trusted: lines are bounded, answers nobody asked for are counted and dropped, and a guest that breaks off
+fails every pending call at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from control.agent.lines import LineDecoder
+from control.errors import AgentCallError, AgentProtocolError, WaitTimeout
+from control.log import LOG
+
+DEFAULT_TIMEOUT_S = 30.0
+CHUNK_BYTES = 256 * 1024
+WRITE_TIMEOUT_S = 10.0
+"""A guest that does not read for this long has lost its agent; the port's queue holds far more than one line."""
+
+Notification = Callable[[str, object], None]
+
+
+class AgentClient:
+    """The host's end of one agent channel. `serve()` must run while calls are made.
+
+    Attributes:
+        info: What the agent said of itself at the handshake; empty before.
+        ready: Set while an agent that finished the handshake is there.
+        dropped: How many lines from the guest were of no use: not JSON, too long, or an answer to nothing.
+    """
+
+    def __init__(self, connection: socket.socket, on_notification: Notification) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._on_notification = on_notification
+        self._write_lock = asyncio.Lock()
+        self._pending: dict[str, tuple[str, asyncio.Future[Any]]] = {}
+        # An identity no earlier connection can have used: late answers to those are then recognised and dropped.
+        self._prefix = secrets.token_hex(6)
+        self._count = 0
+        self._lines = LineDecoder()
+        self._useless = 0
+        self._last_line = b""
+        self.info: Mapping[str, Any] = {}
+        self.ready = asyncio.Event()
+
+    @property
+    def dropped(self) -> int:
+        return self._useless + self._lines.dropped_lines
+
+    def close(self) -> None:
+        self._connection.close()
+
+    async def serve(self) -> None:
+        """Shake hands as soon as an agent is there, then receive until the channel ends; every pending call then fails."""
+        loop = asyncio.get_running_loop()
+        try:
+            await self.shake_hands()
+            while chunk := await loop.sock_recv(self._connection, CHUNK_BYTES):
+                for line in self._lines.feed(chunk):
+                    self._take_line(line)
+        except OSError as error:
+            LOG.debug("agent channel: %s", error)
+        finally:
+            self.ready.clear()
+            self._fail_pending("the guest agent's channel has ended")
+
+    async def call(
+        self, method: str, params: Mapping[str, Any] | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Any:
+        """Call `method` and return its result.
+
+        Raises:
+            AgentCallError: The agent answered with an error.
+            AgentProtocolError: The channel ended, or the agent was restarted, before it answered.
+            WaitTimeout: No answer within `timeout_s`; whether the call took effect is unknown.
+        """
+        answer = await self._send_request(method, params or {})
+        return await self._wait_for(answer, method, timeout_s)
+
+    async def notify(self, method: str, params: Mapping[str, Any]) -> None:
+        """Send a notification; nothing comes back.
+
+        Raises:
+            AgentProtocolError: The channel has ended, or the guest does not read.
+        """
+        await self._write({"jsonrpc": "2.0", "method": method, "params": params})
+
+    async def wait_until_ready(self, timeout_s: float) -> None:
+        """Wait until an agent is there.
+
+        Raises:
+            WaitTimeout: None came within `timeout_s`.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.ready.wait()
+        except TimeoutError:
+            last_seen = self._last_line.decode("utf-8", "replace")[:200]
+            raise WaitTimeout(
+                "the guest agent",
+                timeout_s,
+                last_seen=(f"last line on its port: {last_seen}",) if last_seen else ("nothing came over its port",),
+                hint="does the guest run the agent? The built-in image does",
+            ) from None
+
+    def guest_restarted(self) -> None:
+        """Forget the agent that was there, after the guest was reset: its answers will not come."""
+        self.ready.clear()
+        self._fail_pending("the guest was restarted")
+
+    async def shake_hands(self) -> None:
+        """Ask the agent who it is; `ready` is set when it answers, which may be long after a guest has booted."""
+        # The newline ends whatever half line an earlier client of ours left in the guest's buffer.
+        await self._send_bytes(b"\n")
+        answer = await self._send_request("get_agent_info", {})
+        answer.add_done_callback(self._end_handshake)
+
+    def _end_handshake(self, answer: asyncio.Future[Any]) -> None:
+        if answer.cancelled() or answer.exception() is not None:
+            return
+        info = answer.result()
+        if isinstance(info, dict):
+            self.info = info
+            self.ready.set()
+
+    async def _send_request(self, method: str, params: Mapping[str, Any]) -> asyncio.Future[Any]:
+        self._count += 1
+        request_id = f"{self._prefix}-{self._count}"
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        # Whether or not somebody still waits for it, an answer that fails is not an error nobody saw.
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._pending[request_id] = (method, answer)
+        answer.add_done_callback(lambda _: self._pending.pop(request_id, None))
+        try:
+            await self._write({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+        except BaseException:
+            answer.cancel()
+            raise
+        return answer
+
+    async def _wait_for(self, answer: asyncio.Future[Any], method: str, timeout_s: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            raise WaitTimeout(f"the guest agent's answer to {method}", timeout_s) from None
+
+    async def _write(self, value: Mapping[str, Any]) -> None:
+        await self._send_bytes(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+
+    async def _send_bytes(self, data: bytes) -> None:
+        """Send a whole line, even when the caller is cancelled: half a line would swallow the next one."""
+        await asyncio.shield(asyncio.ensure_future(self._send_whole(data)))
+
+    async def _send_whole(self, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        async with self._write_lock:
+            try:
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    await loop.sock_sendall(self._connection, data)
+            except TimeoutError:
+                self._connection.shutdown(socket.SHUT_RDWR)
+                raise AgentProtocolError("the guest does not read from the agent's port any more") from None
+            except OSError as error:
+                raise AgentProtocolError("the guest agent's channel has ended") from error
+
+    def _take_line(self, line: bytes) -> None:
+        if not line:
+            return
+        self._last_line = line[:400]
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict) or value.get("jsonrpc") != "2.0":
+            self._useless += 1
+        elif isinstance(value.get("method"), str) and "id" not in value:
+            self._on_notification(value["method"], value.get("params"))
+        else:
+            self._take_answer(value)
+
+    def _take_answer(self, value: dict[str, Any]) -> None:
+        request_id = value.get("id")
+        method, answer = self._pending.get(request_id, ("", None)) if isinstance(request_id, str) else ("", None)
+        error = value.get("error")
+        if answer is None or answer.done():
+            self._useless += 1
+        elif "result" in value:
+            answer.set_result(value["result"])
+        elif isinstance(error, dict) and isinstance(error.get("code"), int):
+            answer.set_exception(
+                AgentCallError(
+                    f"{method}: {str(error.get('message', ''))[:500]}",
+                    method=method,
+                    code=error["code"],
+                    data=error.get("data"),
+                )
+            )
+        else:
+            answer.set_exception(AgentProtocolError(f"the guest agent's answer to {method} has no result and no error"))
+
+    def _fail_pending(self, why: str) -> None:
+        last_seen = self._last_line.decode("utf-8", "replace")[:200]
+        for method, answer in list(self._pending.values()):
+            if not answer.done():
+                answer.set_exception(
+                    AgentProtocolError(
+                        f"{why} before it answered {method}",
+                        hint=f"last line on its port: {last_seen}" if last_seen else "",
+                    )
+                )

@@ -1,0 +1,99 @@
+"""Looks at the files a user named before QEMU does (floor 4), so that a wrong one gets a sentence of its own."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from control.errors import ImageError
+from control.spec.vm_spec import DiskFormat
+
+ISO_MAGIC, ISO_MAGIC_OFFSET = b"CD001", 32769
+"""ECMA-119, section 8.1.2: the standard identifier of the first volume descriptor (sector 16)."""
+
+QCOW2_MAGIC = b"QFI\xfb"
+FOREIGN_DISKS = {b"KDMV": "vmdk", b"# Disk DescriptorFile"[:4]: "vmdk", b"<<< ": "vdi", b"vhdx": "vhdx", b"cone": "vpc"}
+"""First bytes of the formats qemu-img can convert (QEMU sources, block/*.c)."""
+
+KERNEL_MAGIC, KERNEL_MAGIC_OFFSET = b"HdrS", 0x202
+"""Linux boot protocol (Documentation/arch/x86/boot.rst)."""
+
+ELF_MAGIC = b"\x7fELF"
+HEAD_BYTES = 33 * 1024
+
+
+def check_iso(path: Path) -> Path:
+    """Return `path` when it is an ISO image. Raises ImageError."""
+    head = _read_head(path, "ISO")
+    if head[ISO_MAGIC_OFFSET : ISO_MAGIC_OFFSET + 5] != ISO_MAGIC:
+        raise ImageError(f"{path} is not an ISO image", hint="a disk image is booted with DISK=, a kernel with KERNEL=")
+    return path
+
+
+def check_kernel(path: Path) -> Path:
+    """Return `path` when it is a bzImage or an ELF kernel. Raises ImageError."""
+    head = _read_head(path, "KERNEL")
+    is_linux = head[KERNEL_MAGIC_OFFSET : KERNEL_MAGIC_OFFSET + 4] == KERNEL_MAGIC
+    if not (is_linux or head.startswith(ELF_MAGIC)):
+        raise ImageError(
+            f"{path} is not a kernel QEMU can start", hint="KERNEL= takes a bzImage (vmlinuz) or a PVH vmlinux"
+        )
+    return path
+
+
+def check_initrd(path: Path) -> Path:
+    """Return `path` when it can be read and is not empty; what is in it is the kernel's business. Raises ImageError."""
+    _read_head(path, "INITRD")
+    return path
+
+
+def check_disk(path: Path) -> DiskFormat:
+    """Return the format of the disk image at `path`, which the VM may write to.
+
+    Raises:
+        ImageError: It is missing, unreadable, read-only, empty, or of a format QEMU should not write.
+    """
+    head = _read_head(path, "DISK")
+    if not os.access(path, os.W_OK):
+        raise ImageError(f"{path} cannot be written", hint="a guest writes to its disk: chmod u+w, or make a copy")
+    if head.startswith(QCOW2_MAGIC):
+        return "qcow2"
+    foreign = FOREIGN_DISKS.get(head[:4])
+    if foreign is not None:
+        raise ImageError(
+            f"{path} is a {foreign} image", hint=f"convert it: qemu-img convert -O qcow2 {path.name} disk.qcow2"
+        )
+    if path.suffix.lower() == ".qcow2":
+        raise ImageError(f"{path} is not a qcow2 image, whatever its name says", hint="qemu-img info tells what it is")
+    if head[ISO_MAGIC_OFFSET : ISO_MAGIC_OFFSET + 5] == ISO_MAGIC and path.suffix.lower() == ".iso":
+        raise ImageError(f"{path} is an ISO image", hint="boot it with ISO=")
+    return "raw"
+
+
+def check_share(path: Path) -> Path:
+    """Return `path` when it is a directory the VM can use. Raises ImageError."""
+    if not path.is_dir():
+        raise ImageError(f"{path} is not a directory", hint="SHARE= takes a directory; make it first")
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise ImageError(f"{path} cannot be read and written", hint="chmod u+rwx, or share another directory")
+    return path
+
+
+def _read_head(path: Path, key: str) -> bytes:
+    """Read the first bytes of a file or block device. Raises ImageError with a sentence for each way it can be wrong."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ImageError(f"{path} is a directory", hint=f"{key}= takes a file")
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise ImageError(f"{path} is not a file", hint=f"{key}= takes a file or a block device")
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist", hint=f"look at {key}=") from error
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}", hint=f"look at {key}=, and its rights") from error
+    if not head:
+        raise ImageError(f"{path} is empty", hint=f"look at {key}=; was a download cut short?")
+    return head

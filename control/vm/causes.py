@@ -1,0 +1,109 @@
+"""Why a boot failed (floor 3): what each known failure leaves on the console, and what to do about it. Data, no I/O.
+
+A cause counts only when its text stands at the end of a console that has fallen silent: a guest that prints an old log
+with a panic in it and then goes on is well.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from control.errors import EXIT_BOOT_HUNG, EXIT_GUEST_PANICKED
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One way a boot fails.
+
+    Attributes:
+        code: Its short name.
+        pattern: Searched in the last lines of the console, as plain text.
+        sentence: What happened, for the user.
+        hint: What to do next.
+        waits_for_person: The guest stands at a prompt where somebody at the console could go on.
+        exit_code: What a launcher ends with.
+    """
+
+    code: str
+    pattern: re.Pattern[str]
+    sentence: str
+    hint: str
+    waits_for_person: bool = False
+    exit_code: int = EXIT_BOOT_HUNG
+
+
+def _at_end(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:{pattern})[^\n]*\s*\Z", re.IGNORECASE)
+
+
+PANIC = Cause(
+    "panic",
+    re.compile(r"Kernel panic - not syncing: (?P<what>[^\n]*)"),
+    "the guest's kernel panicked",
+    "the lines above the panic say what failed; the whole console is in the instance's file `serial`",
+    exit_code=EXIT_GUEST_PANICKED,
+)
+
+CAUSES = (
+    Cause(
+        "no-root",
+        re.compile(r"Kernel panic - not syncing: VFS: Unable to mount root fs|No working init found"),
+        "the kernel found no root file system",
+        "give it one: INITRD=… or DISK=… with root=… on the kernel command line (ARGS=\"--append 'root=/dev/vda1'\"); "
+        "is the driver of that disk built into the kernel or in its initrd?",
+        exit_code=EXIT_GUEST_PANICKED,
+    ),
+    PANIC,
+    Cause(
+        # SeaBIOS: "No bootable device."; OVMF: "BdsDxe: No bootable option or device was found."
+        "no-bootable-device",
+        re.compile(r"No bootable (?:device|option or device was found)[^\n]*(?:\n[^\n]*){0,3}\s*\Z"),
+        "the firmware found nothing to boot from",
+        "is the ISO or disk bootable, and made for this firmware (--firmware bios or uefi)? "
+        "A kernel is started with KERNEL= and INITRD=",
+    ),
+    Cause(
+        "boot-loader",
+        _at_end(
+            r"grub rescue>|Boot failed: [^\n]*|isolinux: [^\n]*(?:error|missing)|Missing operating system|Operating system not found"
+        ),
+        "the boot loader could not start a system",
+        "the image is incomplete or damaged; compare its checksum, or build it again",
+    ),
+    Cause(
+        # initramfs-tools: after "ALERT!  /dev/… does not exist.  Dropping to a shell!" (scripts/local).
+        "initramfs-shell",
+        _at_end(r"\(initramfs\) ?|dracut:/# ?|Dropping to a shell!"),
+        "the guest's initramfs gave up and opened a shell",
+        "the lines above say which device it waited for; compare root=… with the guest's disks",
+        waits_for_person=True,
+    ),
+    Cause(
+        # systemd and util-linux: emergency.service, sulogin.
+        "emergency-mode",
+        _at_end(
+            r"Give root password for maintenance[^\n]*(?:\n[^\n]*)?|Press Enter for maintenance[^\n]*(?:\n[^\n]*)?"
+            r"|Cannot open access to console, the root account is locked[^\n]*(?:\n[^\n]*){0,3}"
+        ),
+        "the guest's system came up in emergency mode",
+        "a unit that the system cannot do without has failed, often a mount in /etc/fstab; its journal says which",
+        waits_for_person=True,
+    ),
+)
+
+_PROMPT = re.compile(r"(?:login|password|username): ?\Z|[$#>%?:\]] ?\Z", re.IGNORECASE)
+
+
+def find_cause(console_end: str) -> Cause | None:
+    """Find the cause that the end of a silent console shows; the most telling one first, None when there is none."""
+    return next((cause for cause in CAUSES if cause.pattern.search(console_end)), None)
+
+
+def looks_like_prompt(console_end: str) -> bool:
+    """Whether the console's last line reads like a prompt, at which a guest rightly waits in silence.
+
+    >>> looks_like_prompt("unhinged login: "), looks_like_prompt("[    1.0] random: crng init done")
+    (True, False)
+    """
+    return bool(_PROMPT.search(console_end.rpartition("\n")[2]))

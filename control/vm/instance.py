@@ -1,0 +1,147 @@
+"""An instance on disk (floor 3): its lock, its recorded state, and what an earlier crash left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from control.errors import HostError, StateError
+from control.paths import InstanceFiles, find_instance_files, open_instance_files
+from control.process.handle import ProcessHandle, find_process
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `state.json` says of an instance; enough to find and adopt its QEMU.
+
+    Attributes:
+        pid, start_ticks: Name the QEMU process for good; 0 when there is none.
+        host_boot_id: The host boot `start_ticks` counts from: after a reboot of the host nothing runs any more.
+        spec: The specification as plain data, for people and tools to read.
+    """
+
+    name: str
+    state: str
+    pid: int = 0
+    start_ticks: int = 0
+    host_boot_id: str = ""
+    accelerator: str = ""
+    started_at: str = ""
+    ended: str = ""
+    agent: bool = False
+    hvc0: bool = False
+    spec: dict[str, Any] = field(default_factory=dict)
+
+
+def read_host_boot_id() -> str:
+    """Read the identity of this boot of the host (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def write_record(files: InstanceFiles, record: Record) -> None:
+    """Put `record` on disk; whoever reads at that moment sees the old one or the new one, never a half.
+
+    Raises:
+        HostError: The disk is full or read-only; the old record stands.
+    """
+    write_atomically(files.state, json.dumps(asdict(record), indent=1).encode() + b"\n")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the file at `path` by `data` in one step, readable by its owner only."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.chmod(0o600)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise HostError(f"{path} cannot be written: {error.strerror}", hint="make room on that disk") from error
+
+
+def read_record(files: InstanceFiles) -> Record | None:
+    """Read what is recorded; None when nothing is.
+
+    Raises:
+        StateError: The file is there and is not a record; it is left for the user to look at.
+    """
+    try:
+        fields = json.loads(files.state.read_bytes())
+        return Record(**fields)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, OSError) as error:
+        raise StateError(
+            f"the state file {files.state} cannot be read: {error}",
+            state="unknown",
+            required=("readable",),
+            hint="if no QEMU of it runs any more, remove that file",
+        ) from error
+
+
+def find_running(files: InstanceFiles, record: Record | None) -> ProcessHandle | None:
+    """Find the instance's QEMU process, if it still runs. The handle is the caller's to close."""
+    if record is None or not record.pid or record.host_boot_id != read_host_boot_id():
+        return None
+    return find_process(record.pid, record.start_ticks)
+
+
+def remove_stale_files(files: InstanceFiles) -> None:
+    """Clear what a QEMU that no longer runs left: sockets and pid file. Logs and disks are kept."""
+    for path in (*files.all_sockets, files.pid):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock_instance(files: InstanceFiles) -> Iterator[bool]:
+    """Try to take the instance for the body; gives False when another process holds it.
+
+    The kernel drops the lock when its holder ends, however it ends.
+    """
+    with files.lock.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def is_free(files: InstanceFiles) -> bool:
+    """Whether no QEMU of this instance runs (call with its lock held)."""
+    running = find_running(files, read_record(files))
+    if running is None:
+        return True
+    running.close()
+    return False
+
+
+@contextlib.contextmanager
+def claim_instance(runtime: Path, name: str, *, or_next: bool) -> Iterator[InstanceFiles]:
+    """Take the instance `name` for this process; with `or_next`, the first free one of `name`, `name-2`, `name-3`, ….
+
+    Raises:
+        StateError: It runs, or another process holds it, and `or_next` is not set. Nothing was changed.
+    """
+    for number in range(1, 1000):
+        candidate = name if number == 1 else f"{name}-{number}"
+        files = open_instance_files(runtime, candidate)
+        with contextlib.ExitStack() as stack:
+            if stack.enter_context(lock_instance(files)) and is_free(files):
+                yield files
+                return
+        if not or_next:
+            break
+    raise StateError(
+        f"the VM {name!r} is already running",
+        state="RUNNING",
+        required=("STOPPED",),
+        hint=f"give this one another name (NAME=…), or look at it: {find_instance_files(runtime, name).directory}",
+    )

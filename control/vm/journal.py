@@ -1,0 +1,53 @@
+"""The message journal of an instance, `messages.jsonl` (floor 3): every message that crossed, in order, bounded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from control.wire import Message, encode_message
+
+LIMIT_BYTES = 16 * 1024 * 1024
+"""At this size the journal becomes `messages.jsonl.1`, replacing the one before: a guest cannot fill the disk."""
+
+
+class Journal:
+    """Appends messages; made by `open_journal`. Written through at `flush`, which the caller does when it is idle."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO = path.open("ab")
+        self._size = path.stat().st_size
+
+    def append(self, message: Message) -> None:
+        if self._size >= LIMIT_BYTES:
+            self._rotate()
+        line = encode_message(message)
+        self._file.write(line)
+        self._size += len(line)
+
+    def flush(self) -> None:
+        """Hand what was appended to the kernel, for others to read."""
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _rotate(self) -> None:
+        self._file.close()
+        self._path.replace(self._path.with_name(self._path.name + ".1"))
+        self._file = self._path.open("ab")
+        self._size = 0
+
+
+@contextlib.contextmanager
+def open_journal(path: Path) -> Iterator[Journal]:
+    """Begin a fresh journal at `path` for the body, and close it after."""
+    path.unlink(missing_ok=True)
+    journal = Journal(path)
+    try:
+        yield journal
+    finally:
+        journal.close()

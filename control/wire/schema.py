@@ -1,0 +1,28 @@
+"""The schemas of `schemas/`, compiled for checking (floor 1): the only module that imports `jsonschema_rs`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jsonschema_rs
+
+from control.paths import SCHEMAS
+
+
+@functools.cache
+def get_validator(name: str) -> Any:
+    """Return the compiled schema `schemas/NAME.json`, for example `message`.
+
+    The library's type for a validator is private, hence `Any`; it has `is_valid(value)` and `iter_errors(value)`.
+    """
+    return jsonschema_rs.validator_for((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def explain(name: str, value: object) -> str:
+    """Say in one line where and how `value` does not fit the schema; empty when it does."""
+    for error in get_validator(name).iter_errors(value):
+        where = ".".join(str(part) for part in error.instance_path)
+        what = str(error.message)
+        return f"{where}: {what[:300]}" if where else what[:300]
+    return ""
