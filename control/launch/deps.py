@@ -249,7 +249,10 @@ def _say(*lines: str) -> None:
         for line in lines:
             print(line, file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        return
+        # Nobody reads any more. What is still buffered would fail once more when Python ends, and change the exit code.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
 
 
 if __name__ == "__main__":

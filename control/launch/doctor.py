@@ -31,6 +31,9 @@ from control.units import GIB, MIB, format_size
 GUEST_MEMORY_BYTES = GIB
 """What a guest gets when MEMORY= does not say otherwise (`VMSpec.memory_bytes`)."""
 
+GUEST_SMALLEST_MIB = 256
+"""Below this the built-in guest does not come up comfortably."""
+
 QEMU_OWN_BYTES = 150 * MIB
 """What QEMU takes beside the guest's memory under TCG: its code cache, devices and libraries."""
 
@@ -99,7 +102,7 @@ async def examine(where: Surroundings, place: Place, kvm_host: KvmHost) -> list[
     checks = [check_python(where), await check_venv(place), check_apt(where)]
     checks += check_packages(where)
     checks += await check_qemu(where, kvm_host)
-    checks += [check_memory(), check_cpus()]
+    checks += [judge_memory(host.find_memory_available_bytes()), check_cpus()]
     checks += [check_directory("build/", place.image.parent, IMAGE_BUILD_BYTES if not _has_image(place) else MIB)]
     checks += [check_directory(".unhinged/", paths.runtime_directory(place.working_directory), INSTANCE_BYTES)]
     checks += [check_image(where, place), check_terminal()]
@@ -215,17 +218,19 @@ async def check_devices(binary: Path) -> Check:
     return Check("devices", "ok", "virtio-serial, virtio-blk, virtio-9p")
 
 
-def check_memory() -> Check:
-    available = host.find_memory_available_bytes()
+def judge_memory(available: int | None) -> Check:
+    """Hold the free memory against what the default guest takes."""
     if available is None:
         return Check("memory", "warn", "the kernel does not say how much is free", "nothing, if the VM starts")
     found = f"{format_size(available)} free"
     if available >= GUEST_MEMORY_BYTES + QEMU_OWN_BYTES:
         return Check("memory", "ok", found)
-    smaller = max(256, (available - QEMU_OWN_BYTES) // MIB // 256 * 256)
-    cure = f"end something large, or start a smaller guest: make start MEMORY={smaller}M"
-    status = "warn" if available >= 256 * MIB + QEMU_OWN_BYTES else "lack"
-    return Check("memory", status, f"{found}, a guest gets {format_size(GUEST_MEMORY_BYTES)}", cure)
+    found = f"{found}, a guest gets {format_size(GUEST_MEMORY_BYTES)}"
+    fitting = (available - QEMU_OWN_BYTES) // MIB // 64 * 64
+    if fitting < GUEST_SMALLEST_MIB:
+        return Check("memory", "lack", found, "end something large")
+    cure = f"end something large, or start a smaller guest: make start MEMORY={fitting}M"
+    return Check("memory", "warn", found, cure)
 
 
 def check_cpus() -> Check:

@@ -1,4 +1,4 @@
-"""The accelerator's verdicts, their memory and the choice, with programs that play QEMU and files that play the host."""
+"""The accelerator's verdicts, their memory and the choice, on programs that play QEMU and files that play the host."""
 
 from __future__ import annotations
 
@@ -430,9 +430,7 @@ async def test_auto_takes_tcg_and_says_why_in_one_line(tmp_path: Path, host: Kvm
     qemu = write_qemu(tmp_path / "qemu", "sys.stderr.write('qemu: no\\n'); sys.exit(1)")
     choice = await choose_accelerator("auto", qemu, run, tmp_path / "cache", host=host)
     assert choice.name == "tcg"
-    assert choice.reason == (
-        "accelerator: tcg (software emulation, slower), because KVM here fails: QEMU refused: no"
-    )
+    assert choice.reason == ("accelerator: tcg (software emulation, slower), because KVM here fails: QEMU refused: no")
 
 
 async def test_kvm_that_does_not_work_is_refused_with_a_way_out(tmp_path: Path, host: KvmHost) -> None:
