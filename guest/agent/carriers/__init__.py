@@ -1,0 +1,1 @@
+"""The ways messages travel between guest and host, one module each (guest floor)."""

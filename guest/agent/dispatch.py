@@ -1,0 +1,229 @@
+"""JSON-RPC 2.0: requests, notifications, batches and errors (guest floor); fed with lines by `main`.
+
+A handler is found by name, imported when it is first called, and answers at once or later. Nothing that the host
+sends ends the agent: what a handler lets escape becomes the error -32603, and a line on the console.
+"""
+
+from . import wire
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
+LINE_TOO_LONG = -32001
+NOT_FOUND = -32002
+NOT_PERMITTED = -32003
+BUSY = -32004
+FAILED = -32005
+
+MAX_BATCH = 1000
+_MAX_SAFE_INTEGER = 2**53 - 1
+
+# method: the module of handlers/ that has it
+HANDLERS = {
+    "ping": "agent",
+    "get_agent_info": "agent",
+    "get_system_info": "system",
+    "exec_command": "command",
+    "shutdown": "power",
+    "reboot": "power",
+    "message": "message",
+    "share_changed": "message",
+}
+
+
+class CallError(Exception):
+    """A call that is answered with an error."""
+
+    def __init__(self, code: int, message: str, data: "dict | None" = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.data = data
+
+
+class Call:
+    """One request under way. A handler ends it with exactly one `done` or `fail`, or by what it returns or raises."""
+
+    __slots__ = ("agent", "id", "notification", "_reply")
+
+    def __init__(self, agent: "object", id_: "object", notification: bool, reply: "object") -> None:
+        self.agent = agent
+        self.id = id_
+        self.notification = notification
+        self._reply = reply
+
+    def done(self, result: "dict") -> None:
+        self._reply(None if self.notification else {"jsonrpc": "2.0", "id": self.id, "result": result})  # type: ignore[operator]
+
+    def fail(self, code: int, message: str, data: "dict | None" = None) -> None:
+        self._reply(None if self.notification else _build_error(self.id, code, message, data))  # type: ignore[operator]
+
+
+class Dispatcher:
+    """Turns lines into calls and calls into lines.
+
+    Args:
+        agent: Handed to every handler.
+        send: Takes the line of an answer.
+        on_error: Told of exceptions that a handler let escape.
+    """
+
+    def __init__(self, agent: "object", send: "object", on_error: "object") -> None:
+        self._agent = agent
+        self._send = send
+        self._on_error = on_error
+        self._methods: "dict" = {}
+
+    def handle_line(self, line: "bytes | None") -> None:
+        """Handles one line, None for one that was too long."""
+        if line is None:
+            message = "a line is at most %d bytes" % wire.MAX_LINE_BYTES
+            self._send_answer(_build_error(None, LINE_TOO_LONG, message))
+            return
+        try:
+            value = wire.decode(line)
+        except wire.WireError as error:
+            self._send_answer(_build_error(None, PARSE_ERROR, str(error)))
+            return
+        if isinstance(value, list):
+            self._handle_batch(value)
+        else:
+            self._handle_request(value, self._send_answer)
+
+    def _handle_batch(self, requests: "list") -> None:
+        if not 1 <= len(requests) <= MAX_BATCH:
+            message = "a batch holds 1 to %d requests" % MAX_BATCH
+            self._send_answer(_build_error(None, INVALID_REQUEST, message))
+            return
+        answers: "list" = []
+        waiting = [len(requests)]
+
+        def collect(answer: "dict | None") -> None:
+            if answer is not None:
+                answers.append(answer)
+            waiting[0] -= 1
+            if not waiting[0] and answers:
+                self._send(_encode_batch(answers))  # type: ignore[operator]
+
+        for request in requests:
+            self._handle_request(request, collect)
+
+    def _handle_request(self, request: "object", reply: "object") -> None:
+        try:
+            fault = _find_fault(request)
+            if fault is not None:
+                reply(_build_error(_id_of(request), INVALID_REQUEST, fault))  # type: ignore[operator]
+                return
+            call = Call(self._agent, request.get("id"), "id" not in request, reply)  # type: ignore[attr-defined]
+            try:
+                function, parameters = self._find_method(request["method"])  # type: ignore[index]
+                params = request.get("params")  # type: ignore[attr-defined]
+                params = {} if params is None else params
+                if params or parameters:
+                    _check_params(params, parameters)
+                result = function(call, params)
+            except CallError as error:
+                call.fail(error.code, str(error), error.data)
+                return
+            if result is not None:
+                call.done(result)
+        except Exception as error:
+            self._on_error(error)  # type: ignore[operator]
+            text = "%s: %s" % (type(error).__name__, error)
+            reply(_build_error(_id_of(request), INTERNAL_ERROR, text))  # type: ignore[operator]
+
+    def _find_method(self, name: str) -> "tuple":
+        method = self._methods.get(name)
+        if method is None:
+            module = HANDLERS.get(name)
+            if module is None:
+                raise CallError(METHOD_NOT_FOUND, "there is no method %s" % name[:64])
+            handlers = __import__(__package__ + ".handlers." + module, fromlist=("METHODS",))
+            self._methods.update(handlers.METHODS)
+            method = self._methods[name]
+        return method
+
+    def _send_answer(self, answer: "dict | None") -> None:
+        if answer is not None:
+            self._send(_encode_answer(answer))  # type: ignore[operator]
+
+
+def _encode_answer(answer: "dict") -> bytes:
+    line = wire.encode(answer)
+    if len(line) > wire.MAX_ANSWER_BYTES:
+        message = "the answer has %d bytes, more than the %d of a line" % (len(line), wire.MAX_ANSWER_BYTES)
+        line = wire.encode(_build_error(answer["id"], FAILED, message))
+    return line
+
+
+def _encode_batch(answers: "list") -> bytes:
+    """A batch is answered in one line; an answer that no longer fits on it becomes an error."""
+    room = wire.MAX_ANSWER_BYTES - len(answers) * 256 - 3  # so much that each of them has room for its error
+    parts = []
+    for answer in answers:
+        part = wire.encode(answer)[:-1]
+        if len(part) > 256:
+            room -= len(part)
+            if room < 0:
+                room += len(part)
+                part = wire.encode(_build_error(answer["id"], FAILED, "the answers of this batch do not fit on a line"))[:-1]
+        parts.append(part)
+    return b"[" + b",".join(parts) + b"]\n"
+
+
+def _build_error(id_: "object", code: int, message: str, data: "dict | None" = None) -> "dict":
+    error = {"code": code, "message": message[:1024]}
+    if data is not None:
+        error["data"] = data
+    return {"jsonrpc": "2.0", "id": id_, "error": error}
+
+
+def _id_of(request: "object") -> "object":
+    """The id to answer under: null when there is none that can be given back."""
+    id_ = request.get("id") if isinstance(request, dict) else None
+    return id_ if _is_id(id_) else None
+
+
+def _is_id(value: object) -> bool:
+    if isinstance(value, str):
+        return 1 <= len(value) <= 128 and (value.isascii() or _is_text(value))
+    return value is None or (type(value) is int and -_MAX_SAFE_INTEGER <= value <= _MAX_SAFE_INTEGER)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False  # a lone surrogate: it could not be given back unchanged
+    return True
+
+
+def _find_fault(request: "object") -> "str | None":
+    if not isinstance(request, dict):
+        return "a request is an object"
+    if request.get("jsonrpc") != "2.0":
+        return 'jsonrpc is not "2.0"'
+    method = request.get("method")
+    if not isinstance(method, str) or not 1 <= len(method) <= 64:
+        return "method is not a string of 1 to 64 characters"
+    if "id" in request and not _is_id(request["id"]):
+        return "id is not null, a string of 1 to 128 characters or an integer of at most 53 bits"
+    for key in request:
+        if key not in ("jsonrpc", "method", "params", "id"):
+            return "%s is not a key of a request" % key[:64]
+    return None
+
+
+def _check_params(params: "object", parameters: "dict") -> None:
+    if not isinstance(params, dict):
+        raise CallError(INVALID_PARAMS, "params is an object: parameters go by name")
+    for key, value in params.items():
+        if key not in parameters:
+            raise CallError(INVALID_PARAMS, "%s is not a parameter" % key[:64], {"key": key[:64]})
+        reason = parameters[key][1](value)
+        if reason is not None:
+            raise CallError(INVALID_PARAMS, "%s %s" % (key, reason), {"key": key})
+    for key, (required, _) in parameters.items():
+        if required and key not in params:
+            raise CallError(INVALID_PARAMS, "%s is missing" % key, {"key": key})

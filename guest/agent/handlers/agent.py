@@ -1,0 +1,33 @@
+"""`ping` and `get_agent_info` (guest floor): the first calls of every connection, so this imports next to nothing."""
+
+import os
+
+from .. import PROTOCOL, VERSION
+
+
+def ping(_call: "object", _params: "dict") -> "dict":
+    return {}
+
+
+def get_agent_info(call: "object", _params: "dict") -> "dict":
+    from ..dispatch import HANDLERS
+
+    return {
+        "version": VERSION,
+        "protocol": PROTOCOL,
+        "capabilities": sorted(HANDLERS),
+        "pid": os.getpid(),
+        "boot_id": read_boot_id(),
+    }
+
+
+def read_boot_id() -> str:
+    """The kernel's id of this boot, empty where there is none. Source: random(4)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb", 0) as file:
+            return file.read(64).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+
+
+METHODS = {"ping": (ping, {}), "get_agent_info": (get_agent_info, {})}

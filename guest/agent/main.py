@@ -1,0 +1,317 @@
+"""Starts the agent and holds it together (guest floor); called by `__main__` only.
+
+The order matters: the port first, because the host is waiting for it; what nobody waits for comes after that.
+"""
+
+import os
+import sys
+
+from . import VERSION, config, dispatch, message, system, wire
+from .carriers.console import ConsoleCarrier
+from .carriers.port import ANSWER, HEARTBEAT, STATUS, PortCarrier
+from .loop import Loop
+from .port import find_port, open_port
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+
+USAGE = "usage: agent [--port PATH | --fd NUMBER] [--config PATH] [--console PATH]"
+
+
+class Agent:
+    """The carriers, the configuration and the counters, as handlers and commands see them.
+
+    Args:
+        port_path, port_fd: What to talk over instead of the virtio-serial port `org.unhinged.agent.0`.
+    """
+
+    def __init__(self, settings: "dict", port_path: "str | None" = None, port_fd: "int | None" = None) -> None:
+        self.config = settings
+        self.loop = Loop(self._report_exception)
+        self.counters = {
+            "host_connections": 0,
+            "lines": 0,
+            "messages": 0,
+            "messages_refused": 0,
+            "commands": 0,
+            "answers_dropped": 0,
+            "status_dropped": 0,
+            "heartbeats_dropped": 0,
+            "console_dropped": 0,
+            "share_failures": 0,
+            "exceptions": 0,
+        }
+        self.commands_running = 0
+        self.display: "object" = None
+        self.console = ConsoleCarrier(self.loop, settings["console"], self.counters)
+        self.share: "object" = None
+        self._port: "PortCarrier | None" = None
+        self._port_path = port_path
+        self._port_fd = port_fd
+        self._unsent: "list[bytes]" = []
+        self._dispatcher = dispatch.Dispatcher(self, self._send_answer, self._report_exception)
+        self._heartbeats = 0
+        self._heartbeat_timer: "object" = None
+        self._uevents: "object" = None
+        self._display_was_up = False
+        self._ready_id = ""
+
+    def run(self) -> int:
+        """Serves the host until there is nobody left to serve; gives the exit code."""
+        fixed = self._port_fd is not None or self._port_path is not None
+        if not self._open_port() and not fixed:
+            self._watch_devices()
+        self._say_ready()
+        self.loop.soon(self._start_the_rest)
+        return self.loop.run()
+
+    # What handlers and commands use
+
+    def emit(self, type_: str, text: str, details: "dict") -> None:
+        """Says something to whoever listens, on the console and on the port under one id."""
+        envelope = message.build(type_, text, details)
+        self.console.send(wire.encode(envelope))
+        self.send_message(envelope)
+
+    def report(self, code: str, text: str) -> None:
+        """Says that something went wrong."""
+        self.emit("error", text, {"code": code})
+
+    def send_message(self, envelope: "dict", kind: int = STATUS) -> None:
+        """Sends one message over the port; one that does not fit on a line becomes an error that says so."""
+        line = _encode_notification(envelope)
+        if len(line) > wire.MAX_ANSWER_BYTES:
+            text = "a message of %d bytes does not fit on a line" % len(line)
+            answered = envelope.get("in_reply_to")
+            line = _encode_notification(message.build("error", text, {"code": "line too long"}, answered))
+        if self._port is not None:
+            self._port.send(line, kind)
+        elif kind == STATUS and len(self._unsent) < 64:
+            self._unsent.append(line)
+
+    def when_flushed(self, callback: "object") -> None:
+        """Calls `callback()` when everything said on the port so far is on its way."""
+        if self._port is None:
+            self.loop.soon(callback)
+        else:
+            self._port.when_flushed(callback)
+
+    def look_at_share(self) -> None:
+        if self.share is not None:
+            self.share.look()  # type: ignore[attr-defined]
+
+    def list_carriers(self) -> "list[str]":
+        carriers = []
+        if self.console.works:
+            carriers.append("console")
+        if self._port is not None:
+            carriers.append("port")
+        if self.share is not None and self.share.mounted:  # type: ignore[attr-defined]
+            carriers.append("share")
+        return carriers
+
+    def set_heartbeat(self) -> None:
+        """Starts the heartbeat at the configured interval, or ends it when that is 0."""
+        if self._heartbeat_timer is not None:
+            self._heartbeat_timer.cancel()  # type: ignore[attr-defined]
+            self._heartbeat_timer = None
+        if self.config["heartbeat_s"]:
+            self._heartbeat_timer = self.loop.later(self.config["heartbeat_s"], self._beat)
+
+    # The port
+
+    def _open_port(self) -> bool:
+        fd, stays = self._port_fd, False
+        if fd is None:
+            path = self._port_path or find_port()
+            if path is None:
+                return False
+            try:
+                fd, stays = open_port(path)
+            except OSError as error:
+                if self._port_path is None and error.errno in (2, 6, 19):
+                    return False  # ENOENT, ENXIO, ENODEV: it went away again
+                raise SystemExit("%s cannot be opened: %s" % (path, error.strerror)) from None
+        else:
+            os.set_blocking(fd, False)
+        port = PortCarrier(self.loop, fd, stays, self._handle_line, self._lose_port, self.counters)
+        self._port = port
+        for line in self._unsent:
+            port.send(line, STATUS)
+        self._unsent = []
+        port.start()
+        return True
+
+    def _lose_port(self, reason: str) -> None:
+        lost, self._port = self._port, None
+        if self._port_fd is not None or self._port_path is not None:
+            self.loop.stop(EXIT_OK)
+            return
+        self._unsent = lost.take_status() if lost is not None else []
+        self.console.send(wire.encode(message.build("error", "the port was lost: " + reason, {"code": "failed"})))
+        self._watch_devices()
+
+    def _handle_line(self, line: "bytes | None") -> None:
+        self.counters["lines"] += 1
+        self._dispatcher.handle_line(line)
+
+    def _send_answer(self, line: bytes) -> None:
+        if self._port is not None:
+            self._port.send(line, ANSWER)
+
+    # Devices
+
+    def _watch_devices(self) -> None:
+        if self._uevents is None:
+            from .uevent import Uevents
+
+            self._uevents = Uevents(self.loop, self._hear_device)
+        if self._port is None:
+            self._open_port()  # it may have come before the socket was there
+
+    def _hear_device(self, event: "dict[str, str]") -> None:
+        subsystem = event.get("SUBSYSTEM")
+        fixed = self._port_fd is not None or self._port_path is not None
+        if self._port is None and not fixed and subsystem in (None, "virtio-ports"):
+            self._open_port()
+        if not self._display_was_up and subsystem in (None, "drm", "graphics"):
+            self._say_display_up()
+
+    def _say_display_up(self) -> None:
+        from .display import find_display
+
+        display = find_display()
+        if display is not None:
+            self._display_was_up = True
+            self.emit("graphics", "display up", display)
+
+    # What the agent says of its own accord
+
+    def build_ready(self) -> "dict":
+        """The message `agent ready`, under the same id on whichever carrier it goes out."""
+        details = {
+            "version": VERSION,
+            "os": system.read_os_name(),
+            "kernel": system.read_kernel(),
+            "hostname": system.read_hostname(),
+            "carriers": self.list_carriers(),
+            "uptime_s": system.read_uptime_s(),
+        }
+        ready = message.build("status", "agent ready", details)
+        self._ready_id = ready["id"] = self._ready_id or ready["id"]
+        return ready
+
+    def _say_ready(self) -> None:
+        ready = self.build_ready()
+        self.console.send(wire.encode(ready))
+        self.send_message(ready)
+
+    def _start_the_rest(self) -> None:
+        self.set_heartbeat()
+        try:
+            self._watch_devices()
+        except OSError as error:
+            self.report("failed", "devices cannot be watched: %s" % error.strerror)  # a container, for one
+        self._say_display_up()
+        if self.config["events"] is not None:
+            from .events import Events
+
+            Events(self, self.config["events"])
+        if self.config["share"] is not None:
+            from .carriers.share import ShareCarrier
+
+            self.share = ShareCarrier(self, self.config["share"])
+
+    def _beat(self) -> None:
+        self._heartbeats += 1
+        details = {
+            "sequence": self._heartbeats,
+            "uptime_s": system.read_uptime_s(),
+            "load_1": system.read_load()[0],
+            "memory_available_bytes": system.read_memory()["MemAvailable"],
+        }
+        self.send_message(message.build("heartbeat", "alive", details), HEARTBEAT)
+        self.set_heartbeat()
+
+    def _report_exception(self, error: Exception) -> None:
+        self.counters["exceptions"] += 1
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        where = ""
+        if frame is not None:
+            where = " (%s:%d)" % (os.path.basename(frame.tb_frame.f_code.co_filename), frame.tb_lineno)
+        self.report("failed", "the agent caught %s: %s%s" % (type(error).__name__, str(error)[:400], where))
+
+
+def _encode_notification(envelope: "dict") -> bytes:
+    return wire.encode({"jsonrpc": "2.0", "method": "message", "params": envelope})
+
+
+def _parse_arguments(arguments: "list[str]") -> "dict[str, str]":
+    options = {}
+    words = iter(arguments)
+    for word in words:
+        if word not in ("--port", "--fd", "--config", "--console"):
+            raise config.ConfigError("%s is not an option; %s" % (word, USAGE))
+        value = next(words, None)
+        if not value or (word == "--fd" and not value.isdigit()):
+            raise config.ConfigError("%s needs a value; %s" % (word, USAGE))
+        options[word] = value
+    return options
+
+
+def _hold_standard_descriptors() -> None:
+    """Makes sure 0, 1 and 2 are open, so that no port or pipe is ever mistaken for them."""
+    fd = os.open("/dev/null", os.O_RDWR)
+    while fd <= 2:
+        fd = os.dup(fd)
+    os.close(fd)
+
+
+def _say_fault(text: str, console: str) -> None:
+    """One line on standard error and on the console: why the agent does not run."""
+    line = ("unhinged-agent: %s\n" % text).encode("utf-8", "replace")
+    os.write(2, line)
+    try:
+        # When standard error is the console already, once is enough.
+        if os.fstat(2).st_rdev == os.stat(console).st_rdev and os.isatty(2):
+            return
+        fd = os.open(console, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_APPEND)
+    except OSError:
+        return  # no console: standard error has it
+    try:
+        os.write(fd, line)
+    except OSError:
+        pass  # nobody drains the console: standard error has it
+    os.close(fd)
+
+
+def main(arguments: "list[str]") -> int:
+    """Runs the agent with these command-line arguments; gives its exit code (0 ended, 1 no port, 2 wrong settings)."""
+    import _signal
+
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    _hold_standard_descriptors()
+    console = "/dev/console"
+    try:
+        options = _parse_arguments(arguments)
+        console = options.get("--console", console)
+        settings = config.load(options.get("--config", config.PATH), "--config" in options)
+        if "--console" in options:
+            settings["console"] = console
+        console = settings["console"] or "/dev/null"
+        number = options.get("--fd")
+        agent = Agent(settings, options.get("--port"), None if number is None else int(number))
+        os.chdir("/")
+        return agent.run()
+    except config.ConfigError as error:
+        _say_fault(str(error), console)
+        return EXIT_USAGE
+    except SystemExit as error:
+        _say_fault(str(error), console)
+        return EXIT_ERROR
+    except OSError as error:
+        _say_fault(str(error), console)
+        return EXIT_ERROR

@@ -1,0 +1,59 @@
+"""Switches the guest off or restarts it, after what has been answered is on its way (guest floor)."""
+
+import os
+
+from . import process
+
+_FLUSH_S = 2.0
+_COMMAND_S = 60.0
+
+
+class PowerError(Exception):
+    """This guest has no program to switch it off or restart it."""
+
+
+def prepare(agent: "object", action: str) -> "object":
+    """Finds out how to do `action` (`poweroff` or `reboot`) without doing it.
+
+    Returns:
+        A function to call once the answer has been given: it waits until the answer is out, then does it.
+
+    Raises:
+        PowerError: There is no program for it.
+    """
+    argv = agent.config[action + "_command"] or _find_command(action)  # type: ignore[attr-defined]
+    if argv is None or process.find_program(argv[0], process.build_environment()) is None:
+        raise PowerError("this guest has no program for %s" % action)
+
+    def go() -> None:
+        started = []
+
+        def run() -> None:
+            if not started:
+                started.append(True)
+                _run(agent, action, argv)
+
+        agent.when_flushed(run)  # type: ignore[attr-defined]
+        agent.loop.later(_FLUSH_S, run)  # type: ignore[attr-defined]
+
+    return go
+
+
+def _find_command(action: str) -> "list[str] | None":
+    # Source: sd_booted(3): the directory exists exactly when systemd is process 1.
+    if os.path.isdir("/run/systemd/system"):
+        return ["systemctl", "--no-block", action]
+    return [action]
+
+
+def _run(agent: "object", action: str, argv: "list[str]") -> None:
+    def done(result: "process.Result") -> None:
+        if result.exit_code != 0:
+            text = result.stderr.decode("utf-8", "replace").strip()[:200]
+            agent.report("failed", "%s failed: %s" % (action, text or "no reason given"))  # type: ignore[attr-defined]
+
+    try:
+        os.sync()
+        process.Process(agent.loop, argv, done, timeout_s=_COMMAND_S)  # type: ignore[attr-defined]
+    except OSError as error:
+        agent.report("failed", "%s failed: %s" % (action, error.strerror))  # type: ignore[attr-defined]

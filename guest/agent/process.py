@@ -1,0 +1,250 @@
+"""Runs a program and collects what it writes, without ever blocking the loop (guest floor).
+
+Called by the `exec_command` method, by services and by power. A program starts through posix_spawn in a session of its own, so
+that a time limit can kill it with everything it started; its end is heard through a pidfd, not through SIGCHLD.
+"""
+
+import _signal
+import os
+from time import monotonic
+
+from .loop import HANGUP, IN, OUT
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# How long somebody else may hold a finished program's outputs open before the answer goes out without their end.
+LINGER_S = 1.0
+_READ_BYTES = 65536
+_READS_PER_TURN = 8
+_REAP_INTERVAL_S = 0.02
+
+
+class Result:
+    """How a program ended, and what it wrote.
+
+    Attributes:
+        exit_code, signal: One of them is None.
+        stdout, stderr: At most the limit each; `truncated` says that there was more.
+    """
+
+    __slots__ = ("exit_code", "signal", "stdout", "stderr", "truncated", "timed_out", "seconds")
+
+
+def build_environment(changes: "dict[str, str] | None" = None) -> "dict[str, str]":
+    """The agent's own environment, with what a program may rely on, and `changes` over it."""
+    environment = {"PATH": DEFAULT_PATH, "HOME": "/root", "LANG": "C.UTF-8"}
+    environment.update(os.environ)
+    environment.update(changes or {})
+    return environment
+
+
+def find_program(name: str, environment: "dict[str, str]", cwd: str = "/") -> "str | None":
+    """Where the program `name` is, by the PATH it will itself see; None when there is none that can be executed."""
+    if "/" in name:
+        return name
+    for directory in environment.get("PATH", DEFAULT_PATH).split(":"):
+        path = os.path.join(cwd, directory, name)
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
+            return path
+    return None
+
+
+class Process:
+    """A running program. `done(Result)` is called once, when it has ended and its outputs have.
+
+    Args:
+        stdin: Bytes it reads before the end of its input.
+        timeout_s: After this its whole process group is killed; 0 for no limit.
+        limit: How many bytes of each output are kept; what comes after is read and thrown away.
+
+    Raises:
+        OSError: It could not be started; nothing is left behind.
+        ValueError: A string holds a zero byte or cannot be encoded.
+    """
+
+    def __init__(
+        self,
+        loop: "object",
+        argv: "list[str]",
+        done: "object",
+        environment: "dict[str, str] | None" = None,
+        cwd: str = "/",
+        stdin: bytes = b"",
+        timeout_s: float = 0,
+        limit: int = 262144,
+    ) -> None:
+        environment = build_environment() if environment is None else environment
+        program = find_program(argv[0], environment, cwd)
+        if program is None:
+            raise FileNotFoundError(2, "no such program in PATH", argv[0])
+        self._loop = loop
+        self._done = done
+        self._limit = limit
+        self._input = memoryview(stdin)
+        self._outputs: "dict[int, bytearray]" = {}
+        self._stdout = bytearray()
+        self._stderr = bytearray()
+        self._truncated = False
+        self._timed_out = False
+        self._status: "int | None" = None
+        self._pidfd = -1
+        self._stdin_fd = -1
+        self._timer: "object" = None
+        self._linger: "object" = None
+        self._begin = monotonic()
+        self.pid = self._spawn(program, argv, environment, cwd)
+        self._watch_end()
+        if self._stdin_fd >= 0:
+            loop.add(self._stdin_fd, OUT, self._write_input)  # type: ignore[attr-defined]
+        for fd in self._outputs:
+            self._watch_output(fd)
+        if timeout_s:
+            self._timer = loop.later(timeout_s, self._time_out)  # type: ignore[attr-defined]
+
+    def kill(self) -> None:
+        """Kills the program and all of its process group."""
+        if self._status is None:
+            try:
+                os.killpg(self.pid, _signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has ended this moment; the pidfd tells
+
+    def _spawn(self, program: str, argv: "list[str]", environment: "dict[str, str]", cwd: str) -> int:
+        ours: "list[int]" = []
+        theirs: "list[int]" = []
+        try:
+            if self._input:
+                read_end, write_end = os.pipe2(os.O_CLOEXEC)
+                theirs.append(read_end)
+                ours.append(write_end)
+            else:
+                theirs.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            for _ in range(2):
+                read_end, write_end = os.pipe2(os.O_CLOEXEC)
+                ours.append(read_end)
+                theirs.append(write_end)
+            for fd in ours:
+                os.set_blocking(fd, False)
+            actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(theirs)]
+            # posix_spawn knows no working directory. There is one thread only, so the agent goes there and comes back.
+            os.chdir(cwd)
+            try:
+                pid = _posix_spawn(program, argv, environment, actions)
+            finally:
+                os.chdir("/")
+        except BaseException:
+            for fd in ours:
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        if self._input:
+            self._stdin_fd = ours.pop(0)
+        self._outputs = {ours[0]: self._stdout, ours[1]: self._stderr}
+        return pid
+
+    def _watch_end(self) -> None:
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            self._reap_by_time()  # Linux before 5.3
+        else:
+            self._loop.add(self._pidfd, IN, lambda _events: self._reap())  # type: ignore[attr-defined]
+
+    def _reap_by_time(self) -> None:
+        if not self._reap():
+            self._loop.later(_REAP_INTERVAL_S, self._reap_by_time)  # type: ignore[attr-defined]
+
+    def _reap(self) -> bool:
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid == 0:
+            return False
+        self._status = status
+        self._seconds = monotonic() - self._begin
+        if self._pidfd >= 0:
+            self._loop.remove(self._pidfd)  # type: ignore[attr-defined]
+            os.close(self._pidfd)
+        self._close_input()
+        if self._timer is not None:
+            self._timer.cancel()  # type: ignore[attr-defined]
+        if self._outputs:
+            self._linger = self._loop.later(LINGER_S, self._finish)  # type: ignore[attr-defined]
+            for fd in list(self._outputs):
+                self._read_output(fd)
+        else:
+            self._finish()
+        return True
+
+    def _watch_output(self, fd: int) -> None:
+        self._loop.add(fd, IN | HANGUP, lambda _events: self._read_output(fd))  # type: ignore[attr-defined]
+
+    def _read_output(self, fd: int) -> None:
+        kept = self._outputs[fd]
+        for _ in range(_READS_PER_TURN):
+            try:
+                data = os.read(fd, _READ_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                self._close_output(fd)
+                if not self._outputs and self._status is not None:
+                    self._finish()
+                return
+            room = self._limit - len(kept)
+            kept += data[:room] if room < len(data) else data
+            self._truncated = self._truncated or room < len(data)
+
+    def _close_output(self, fd: int) -> None:
+        del self._outputs[fd]
+        self._loop.remove(fd)  # type: ignore[attr-defined]
+        os.close(fd)
+
+    def _write_input(self, _events: int) -> None:
+        try:
+            self._input = self._input[os.write(self._stdin_fd, self._input[:_READ_BYTES]) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self._input = self._input[:0]  # it does not want the rest, as `head` does not
+        if not self._input:
+            self._close_input()
+
+    def _close_input(self) -> None:
+        if self._stdin_fd >= 0:
+            self._loop.remove(self._stdin_fd)  # type: ignore[attr-defined]
+            os.close(self._stdin_fd)
+            self._stdin_fd = -1
+
+    def _time_out(self) -> None:
+        self._timed_out = True
+        self.kill()
+
+    def _finish(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()  # type: ignore[attr-defined]
+        for fd in list(self._outputs):
+            self._close_output(fd)
+        result = Result()
+        status = self._status or 0
+        result.signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        result.exit_code = None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        result.stdout = bytes(self._stdout)
+        result.stderr = bytes(self._stderr)
+        result.truncated = self._truncated
+        result.timed_out = self._timed_out
+        result.seconds = self._seconds
+        self._done(result)  # type: ignore[operator]
+
+
+def _posix_spawn(program: str, argv: "list[str]", environment: "dict[str, str]", actions: "list") -> int:
+    # Python ignores SIGPIPE and SIGXFSZ for itself; a program expects them as the kernel gives them.
+    defaults = [_signal.SIGPIPE, _signal.SIGXFSZ]
+    try:
+        return os.posix_spawn(
+            program, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=defaults
+        )
+    except NotImplementedError:
+        # A C library without POSIX_SPAWN_SETSID: a process group of its own is all that killing needs.
+        return os.posix_spawn(
+            program, argv, environment, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=defaults
+        )
