@@ -44,14 +44,14 @@ def handle(agent: "object", envelope: object, reply: "object") -> None:
         counters["messages_refused"] += 1
         id_ = envelope.get("id") if isinstance(envelope, dict) else None
         answered = id_ if message.is_id(id_) else None
-        reply(message.build("error", "the message was refused: " + fault, {"code": "bad message"}, answered))  # type: ignore[operator]
+        reply(message.build("error", "the message was refused: " + fault, {"code": "bad-message"}, answered))  # type: ignore[operator]
         return
     id_, type_ = envelope.get("id"), envelope["type"]  # type: ignore[attr-defined, index]
     data = envelope["data"]  # type: ignore[index]
     if envelope["direction"] != "host-to-vm":  # type: ignore[index]
         counters["messages_refused"] += 1
         text = "the message was refused: it came from the host and says that it comes from the guest"
-        reply(message.build("error", text, {"code": "bad direction"}, id_))  # type: ignore[operator]
+        reply(message.build("error", text, {"code": "bad-direction"}, id_))  # type: ignore[operator]
         return
     if type_ not in ("command", "graphics"):
         return  # the host may tell us how it is; only commands are answered
@@ -59,7 +59,7 @@ def handle(agent: "object", envelope: object, reply: "object") -> None:
     try:
         entry = _COMMANDS.get((type_, command.verb))
         if entry is None:
-            raise Refusal("unknown command", "there is no %s %s" % (type_, command.verb[:64]))
+            raise Refusal("unknown-command", "there is no %s %s" % (type_, command.verb[:64]))
         function, keys = entry
         _check_details(command.details, keys)
         function(command)
@@ -73,12 +73,12 @@ def handle(agent: "object", envelope: object, reply: "object") -> None:
 def _check_details(details: "dict", keys: "dict") -> None:
     for key in details:
         if key not in keys:
-            raise Refusal("bad details", "%s is not a detail of this command" % key[:64])
+            raise Refusal("bad-details", "%s is not a detail of this command" % key[:64])
     for key, (required, expected, is_right) in keys.items():
         if key in details and not is_right(details[key]):
-            raise Refusal("bad details", "%s is not %s" % (key, expected))
+            raise Refusal("bad-details", "%s is not %s" % (key, expected))
         if required and key not in details:
-            raise Refusal("bad details", "%s is missing" % key)
+            raise Refusal("bad-details", "%s is missing" % key)
 
 
 def _diagnostics(command: Command) -> None:
@@ -153,16 +153,16 @@ def _change_service(command: Command, action: str, state: str) -> None:
     try:
         services.change(command.agent.loop, name, action, done)  # type: ignore[attr-defined]
     except services.ServiceError as error:
-        raise Refusal("not found", str(error)) from None
+        raise Refusal("not-found", str(error)) from None
 
 
 def _set_configuration(command: Command) -> None:
     key, value = command.details["key"], command.details["value"]
     fault = config.find_fault(key, value)
     if fault is not None:
-        raise Refusal("bad details", "%s %s" % (key[:64], fault))
+        raise Refusal("bad-details", "%s %s" % (key[:64], fault))
     if not config.KEYS[key][2]:
-        raise Refusal("not permitted", "%s can only be set in the configuration file" % key)
+        raise Refusal("not-permitted", "%s can only be set in the configuration file" % key)
     command.agent.config[key] = value  # type: ignore[attr-defined]
     if key == "heartbeat_s":
         command.agent.set_heartbeat()  # type: ignore[attr-defined]
@@ -181,7 +181,7 @@ def _end(command: Command, action: str) -> None:
     try:
         go = power.prepare(command.agent, action)
     except power.PowerError as error:
-        raise Refusal("not found", str(error)) from None
+        raise Refusal("not-found", str(error)) from None
     command.done({})
     go()  # type: ignore[operator]
 
@@ -196,7 +196,7 @@ def _show_picture(command: Command) -> None:
     from .display import screen
 
     if ("data" in command.details) == ("path" in command.details):
-        raise Refusal("bad details", "a picture comes by data or by path: give exactly one of them")
+        raise Refusal("bad-details", "a picture comes by data or by path: give exactly one of them")
     screen.show_picture(command)
 
 

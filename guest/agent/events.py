@@ -37,7 +37,7 @@ class Events:
         for line in self._decoder.feed(data):
             text = "" if line is None else line.decode("utf-8", "replace").strip()
             if not self._say(text):
-                self._agent.report("bad message", "an event of the guest was not understood: %s" % text[:80])  # type: ignore[attr-defined]
+                self._agent.report("bad-message", "an event of the guest was not understood: %s" % text[:80])  # type: ignore[attr-defined]
 
     def _say(self, text: str) -> bool:
         words = text.split(" ")

@@ -84,7 +84,7 @@ class Agent:
         if len(line) > wire.MAX_ANSWER_BYTES:
             text = "a message of %d bytes does not fit on a line" % len(line)
             answered = envelope.get("in_reply_to")
-            line = _encode_notification(message.build("error", text, {"code": "line too long"}, answered))
+            line = _encode_notification(message.build("error", text, {"code": "line-too-long"}, answered))
         if self._port is not None:
             self._port.send(line, kind)
         elif kind == STATUS and len(self._unsent) < 64:

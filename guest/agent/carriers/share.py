@@ -90,12 +90,12 @@ class ShareCarrier:
             return
         if len(data) > _MAX_FILE_BYTES:
             text = "the message was refused: it has more than %d bytes" % _MAX_FILE_BYTES
-            reply(message.build("error", text, {"code": "line too long"}))
+            reply(message.build("error", text, {"code": "line-too-long"}))
             return
         try:
             value = wire.decode(data.replace(b"\n", b" "))
         except wire.WireError as error:
-            reply(message.build("error", "the message was refused: %s" % error, {"code": "bad message"}))
+            reply(message.build("error", "the message was refused: %s" % error, {"code": "bad-message"}))
             return
         commands.handle(self._agent, value, reply)
 

@@ -1,0 +1,193 @@
+"""`show text`, `show picture` and `set mode` (guest floor); called by `commands`, which has checked the details.
+
+The screen is taken over at the first of them and kept; `show text` with an empty text gives it back to the console.
+"""
+
+import os
+import stat
+
+from . import find_display
+from .drm import Card, NoScreen
+from .font import Font
+from .picture import PictureError, decode
+
+_MAX_FILE_BYTES = 64 * 1024 * 1024
+
+
+class Screen:
+    """What the agent holds while it has the screen: the card, and whether a picture is being drawn."""
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        self.drawing = False
+
+
+def show_text(command: "object") -> None:
+    """Draws text from the top left, in lines as long as the screen is wide; what does not fit is left out."""
+    text = command.details["text"]  # type: ignore[attr-defined]
+    if not text:
+        _give_back(command)
+        return
+    screen = _get_screen(command)
+    if screen is None:
+        return
+    font = Font()
+    card = screen.card
+    columns, rows = card.width // font.width, card.height // font.height
+    lines = _wrap(text, columns)[:rows]
+    on, off = b"\xff\xff\xff\x00", b"\x00\x00\x00\x00"
+
+    def draw():  # type: ignore[no-untyped-def]
+        card.clear()
+        for row, line in enumerate(lines):
+            glyphs = [font.get_rows(character) for character in line]
+            for y in range(font.height):
+                bits = "".join(format(glyph[y], "0%db" % font.width) for glyph in glyphs)
+                pixels = b"".join([on if bit == "1" else off for bit in bits])
+                if pixels:
+                    card.write_row(0, row * font.height + y, pixels)
+                yield
+        card.flush()
+        return {"width": card.width, "height": card.height, "columns": columns, "rows": rows}
+
+    _run(command, screen, draw())
+
+
+def show_picture(command: "object") -> None:
+    """Draws a picture in the middle of a black screen, made smaller by a whole number where it is too large."""
+    details = command.details  # type: ignore[attr-defined]
+    data = _read_picture(command)
+    if data is None:
+        return
+    screen = _get_screen(command)
+    if screen is None:
+        return
+    card = screen.card
+
+    def draw():  # type: ignore[no-untyped-def]
+        picture = yield from decode(details["format"], data)
+        scale = max(1, -(-picture.width // card.width), -(-picture.height // card.height))
+        rows = picture.rows[::scale]
+        width = len(range(0, picture.width, scale))
+        x, y = (card.width - width) // 2, (card.height - len(rows)) // 2
+        card.clear()
+        for number, row in enumerate(rows):
+            pixels = row if scale == 1 else memoryview(row).cast("I")[::scale].tobytes()
+            card.write_row(x, y + number, pixels)
+            yield
+        card.flush()
+        return {
+            "width": card.width,
+            "height": card.height,
+            "picture_width": picture.width,
+            "picture_height": picture.height,
+            "scale": scale,
+        }
+
+    _run(command, screen, draw())
+
+
+def set_mode(command: "object") -> None:
+    """Gives the screen another size; what it showed is gone."""
+    width, height = command.details["width"], command.details["height"]  # type: ignore[attr-defined]
+    screen = _get_screen(command)
+    if screen is None:
+        return
+    if not screen.card.set_mode(width, height):
+        sizes = ", ".join("%dx%d" % size for size in screen.card.list_modes()[:24])
+        command.fail("not-found", "the screen has no mode %dx%d; it has %s" % (width, height, sizes))  # type: ignore[attr-defined]
+        return
+    details = {"width": width, "height": height, "driver": (find_display() or {"driver": ""})["driver"]}
+    command.agent.emit("graphics", "mode changed", details)  # type: ignore[attr-defined]
+    command.done(details)  # type: ignore[attr-defined]
+
+
+def _give_back(command: "object") -> None:
+    screen = command.agent.display  # type: ignore[attr-defined]
+    if screen is not None and screen.drawing:
+        command.fail("busy", "a picture is being drawn")  # type: ignore[attr-defined]
+        return
+    if screen is not None:
+        screen.card.close()
+        command.agent.display = None  # type: ignore[attr-defined]
+    display = find_display() or {"width": 0, "height": 0}
+    command.done({"width": display["width"], "height": display["height"], "columns": 0, "rows": 0})  # type: ignore[attr-defined]
+
+
+def _get_screen(command: "object") -> "Screen | None":
+    """The screen, taken over now if need be; None when the command has been answered with the reason why not."""
+    agent = command.agent  # type: ignore[attr-defined]
+    try:
+        if agent.display is None:
+            agent.display = _take_screen()
+    except NoScreen as error:
+        command.fail("not-found", str(error))  # type: ignore[attr-defined]
+        return None
+    if agent.display.drawing:
+        command.fail("busy", "a picture is being drawn")  # type: ignore[attr-defined]
+        return None
+    return agent.display  # type: ignore[no-any-return]
+
+
+def _take_screen() -> Screen:
+    try:
+        cards = sorted(name for name in os.listdir("/dev/dri") if name.startswith("card"))
+    except FileNotFoundError:
+        cards = []
+    if not cards:
+        raise NoScreen("the guest has no graphics card that its kernel can set modes on")
+    card = Card("/dev/dri/" + cards[0])
+    try:
+        size = card.find_current_size() or card.list_modes()[0]
+        if not card.set_mode(*size):
+            card.set_mode(*card.list_modes()[0])
+    except BaseException:
+        card.close()
+        raise
+    return Screen(card)
+
+
+def _read_picture(command: "object") -> "bytes | None":
+    details = command.details  # type: ignore[attr-defined]
+    if "data" in details:
+        import binascii
+
+        try:
+            return binascii.a2b_base64(details["data"].encode("ascii"))
+        except (ValueError, UnicodeEncodeError):
+            command.fail("bad-details", "data is not base64")  # type: ignore[attr-defined]
+            return None
+    try:
+        fd = os.open(details["path"], os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        command.fail("not-found", "%s: %s" % (details["path"][:256], error.strerror))  # type: ignore[attr-defined]
+        return None
+    with open(fd, "rb", 0) as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE_BYTES:
+            text = "%s is not a regular file of at most %d bytes" % (details["path"][:256], _MAX_FILE_BYTES)
+            command.fail("bad-details", text)  # type: ignore[attr-defined]
+            return None
+        return file.read(_MAX_FILE_BYTES)
+
+
+def _run(command: "object", screen: Screen, steps: "object") -> None:
+    def done(details: "dict | None", error: "Exception | None") -> None:
+        screen.drawing = False
+        if error is None:
+            command.done(details)  # type: ignore[attr-defined]
+        elif isinstance(error, PictureError):
+            command.fail("bad-details", str(error))  # type: ignore[attr-defined]
+        else:
+            command.fail("failed", "the screen could not be drawn on: %s" % error)  # type: ignore[attr-defined]
+
+    screen.drawing = True
+    command.agent.loop.slices(steps, done)  # type: ignore[attr-defined]
+
+
+def _wrap(text: str, columns: int) -> "list[str]":
+    lines = []
+    for line in text.expandtabs(8).splitlines():
+        lines.append(line[:columns])
+        lines.extend(line[at : at + columns] for at in range(columns, len(line), columns))
+    return lines
