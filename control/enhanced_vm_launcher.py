@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Boots a VM with a two-way line to it: console, monitor and messages (floor 5): `make start-enhanced`.
 
-On a terminal the guest's console is interactive and Ctrl-] opens a prompt. Without one, lines on stdin that are messages are delivered to the guest.
+On a terminal the guest's console is interactive and Ctrl-] opens a prompt. Without one, lines on stdin that are
+messages are delivered to the guest.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from control.launch.session import Outcome, run_session
 from control.launch.stdin_messages import converse_over_stdin
 from control.launch.terminal import open_terminal
 from control.simple_vm_launcher import ConsoleView, SimpleVMLauncher, run_launcher
-from control.vm.vm import VM, Carrier
+from control.vm.listener import Carrier
+from control.vm.vm import VM
 from control.wire import Message, parse_message
 
 COMMAND_TIMEOUT_S = 60.0
@@ -125,7 +127,7 @@ class TwoWayView(ConsoleView):
         self._launcher._vm = vm
         if self.terminal is None:
             return await converse_over_stdin(vm)
-        note(f"{GREETING}\r")
+        note(GREETING)
         return await Conversation(vm, self.terminal, self._hold).run()
 
     async def _show(self, data: bytes) -> None:
@@ -138,6 +140,12 @@ class TwoWayView(ConsoleView):
                 return
             await self._free.wait()  # the guest waits with us
         await self.sink.write(data)
+
+    def on_note(self, text: str) -> None:
+        if self._held is None:
+            super().on_note(text)
+        else:
+            self._held += f"unhinged: {text}\n".encode()
 
     def _hold(self, hold: bool) -> None:
         """Keep the guest's output back while the prompt is open, and show it after."""

@@ -37,7 +37,7 @@ def runtime_directory(working_directory: Path) -> Path:
 def cache_directory() -> Path:
     """Say where answers that outlive a VM are kept for this user (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "unhinged"
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "unhinged"
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ def find_instance_files(runtime: Path, name: str) -> InstanceFiles:
 
 def _short_socket_root() -> Path:
     run_dir = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(run_dir) and len(os.fsencode(run_dir)) < 40 and os.access(run_dir, os.W_OK):
+    if run_dir.startswith("/") and len(os.fsencode(run_dir)) < 40 and os.access(run_dir, os.W_OK):
         return Path(run_dir) / "unhinged"
-    return Path(f"/tmp/unhinged-{os.getuid()}")
+    return Path(f"/tmp/unhinged-{os.getuid()}")  # noqa: S108 - made private, and refused when it is another's
 
 
 def _make_private(directory: Path) -> None:

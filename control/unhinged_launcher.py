@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,8 @@ from control.launch.render import note
 from control.launch.session import Outcome
 from control.simple_vm_launcher import run_launcher
 from control.units import format_duration
+from control.vm.listener import Carrier
+from control.wire import Message
 
 SETUP_TARGETS = ("setup-python", "deps-install-essential")
 IMAGE_TARGET = "image"
@@ -60,7 +63,7 @@ class UnhingedLauncher(EnhancedVMLauncher):
             HostError: It failed; what it said has been shown.
         """
         made = subprocess.run(
-            ["make", "-C", str(ROOT), "--no-print-directory", target],
+            ["make", "-C", str(ROOT), "--silent", "--no-print-directory", target],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno() if sys.stderr else subprocess.DEVNULL,
             check=False,
@@ -70,10 +73,10 @@ class UnhingedLauncher(EnhancedVMLauncher):
                 f"make {target} failed with exit code {made.returncode}", hint="what it said stands above; make doctor"
             )
 
-    def reach(self, phase: str, seconds: float) -> None:
-        """Note and show that a phase was reached, `seconds` after its clock began."""
+    def reach(self, phase: str, seconds: float, show: Callable[[str], None] = note) -> None:
+        """Note and `show` that a phase was reached, `seconds` after its clock began."""
         self.phases.append((phase, seconds))
-        note(f"{phase:<9}{format_duration(seconds):>8}\r")
+        show(f"{phase:<9}{format_duration(seconds):>8}")
 
     def report(self, outcome: Outcome) -> None:
         super().report(outcome)
@@ -89,10 +92,14 @@ class PhaseView(TwoWayView):
 
     def __init__(self, sink: OutputSink, launcher: UnhingedLauncher) -> None:
         super().__init__(sink, launcher)
-        self._phases = launcher
+        self._unhinged = launcher
 
     def on_phase(self, phase: str, seconds: float) -> None:
-        self._phases.reach(phase, seconds)
+        self._unhinged.reach(phase, seconds, self.on_note)
+
+    async def on_message(self, message: Message, carrier: Carrier) -> None:
+        self._unhinged.messages += 1
+        await super().on_message(message, carrier)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Calls methods of the guest agent over JSON-RPC 2.0 (floor 2); handed a connected socket by `control.vm`.
 
-The guest is not trusted: lines are bounded, answers nobody asked for are counted and dropped, and a guest that breaks off
+The guest is not trusted: lines are bounded, answers nobody asked for are counted and dropped, and a guest that breaks
+off
 fails every pending call at once.
 """
 
@@ -57,7 +58,9 @@ class AgentClient:
         self._connection.close()
 
     async def serve(self) -> None:
-        """Shake hands as soon as an agent is there, then receive until the channel ends; every pending call then fails."""
+        """Shake hands as soon as an agent is there, then receive until the channel ends; every pending call then
+        fails.
+        """
         loop = asyncio.get_running_loop()
         try:
             await self.shake_hands()

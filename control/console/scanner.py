@@ -1,7 +1,9 @@
 """Tells messages from text in a console stream (floor 2), without losing, changing or delaying a byte of text.
 
-A message is one line of JSON, possibly after a prompt that stands on the same line. What looks like the beginning of one is held
-back until its line ends; everything else passes at once. Memory is bounded by `LINE_LIMIT_BYTES` whatever the guest sends.
+A message is one line of JSON, possibly after a prompt that stands on the same line. What looks like the beginning of
+one is held
+back until its line ends; everything else passes at once. Memory is bounded by `LINE_LIMIT_BYTES` whatever the guest
+sends.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Where console bytes go on the host (floor 2): stdout as a terminal, pipe, file, socket, or nothing at all.
 
-Writing never blocks the event loop, so a reader that has stopped cannot keep a deadline from passing. The descriptor the user gave us is
+Writing never blocks the event loop, so a reader that has stopped cannot keep a deadline from passing. The descriptor
+the user gave us is
 never switched to non-blocking: its flags are shared with other processes, their shell among them.
 """
 

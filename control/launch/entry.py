@@ -19,19 +19,20 @@ OLDEST_PYTHON = (3, 11)
 def ensure_interpreter(script: str) -> None:
     """Return when this Python can run `script`; otherwise set up, and go on under the project's own Python.
 
-    With nothing set up yet this runs `make setup`, whose output goes to stderr; its failure ends the process with its exit code.
+    With nothing set up yet this runs `make setup`, whose output goes to stderr; its failure ends the process with its
+    exit code.
     """
     if _has_dependencies():
         return
     if not VENV_PYTHON.exists():
-        make = subprocess.run(["make", "-C", str(ROOT), "--no-print-directory", "setup"], stdout=sys.stderr.fileno())
+        make = subprocess.run(["make", "-C", str(ROOT), "--no-print-directory", "setup"], stdout=2, check=False)
         if make.returncode != 0:
             print("error: the set-up failed; its own words stand above", file=sys.stderr)
             sys.exit(make.returncode)
     if Path(sys.prefix) == VENV_PYTHON.parent.parent:
         print("error: .venv lacks a dependency\n  try: make distclean setup", file=sys.stderr)
         sys.exit(1)
-    os.execv(VENV_PYTHON, [str(VENV_PYTHON), script, *sys.argv[1:]])
+    os.execv(VENV_PYTHON, [str(VENV_PYTHON), script, *sys.argv[1:]])  # noqa: S606 - no shell is wanted
 
 
 def _has_dependencies() -> bool:

@@ -81,7 +81,7 @@ def check_share(path: Path) -> Path:
 
 
 def _read_head(path: Path, key: str) -> bytes:
-    """Read the first bytes of a file or block device. Raises ImageError with a sentence for each way it can be wrong."""
+    """Read the first bytes of a file or block device. Raises ImageError, saying what is wrong with it."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):

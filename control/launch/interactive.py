@@ -20,7 +20,8 @@ class Conversation:
     """Keys from the terminal to the guest, until the user leaves.
 
     Args:
-        hold: Called with True while our prompt is open, so that the guest's output does not run through it, and with False after.
+        hold: Called with True while our prompt is open, so that the guest's output does not run through it, and with
+        False after.
     """
 
     def __init__(self, vm: VM, terminal: Terminal, hold: Callable[[bool], None]) -> None:

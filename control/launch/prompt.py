@@ -31,7 +31,7 @@ class Command:
     run: Callable[[VM, str], Awaitable[str]]
 
 
-class EndOfTalk(Exception):  # noqa: N818 - an instruction, not an error
+class EndOfTalk(Exception):
     """Leave the console: `detach` lets the VM run on, `quit` brings it down."""
 
     def __init__(self, *, detach: bool) -> None:

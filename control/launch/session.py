@@ -27,7 +27,8 @@ from control.launch.until import UntilMatcher
 from control.paths import InstanceFiles, find_instance_files, runtime_directory
 from control.units import format_duration
 from control.vm.instance import claim_instance, find_running, read_record
-from control.vm.vm import VM, Carrier, Listener, adopt_vm, open_vm
+from control.vm.listener import Carrier, Listener
+from control.vm.vm import VM, adopt_vm, open_vm
 from control.wire import Message
 
 DEFAULT_NAME = "main"
@@ -162,7 +163,7 @@ async def _run_attached(options: LaunchOptions, view: View, interrupted: asyncio
     matched = asyncio.Event()
     watcher = _Watcher(view, UntilMatcher(options.until) if options.until else None, matched)
     async with adopt_vm(record, files, process, watcher, for_person=True) as vm:
-        await watcher.on_console(vm.read_history())
+        await vm.show_history()
         return await _see_through(vm, options, view, matched, interrupted)
 
 

@@ -55,7 +55,8 @@ class Terminal:
 async def read_ready(descriptor: int, size: int = 65536) -> bytes:
     """Wait until `descriptor` can be read and read what is there; empty at its end.
 
-    Its flags, shared with other processes, are left alone. Regular files, which the event loop cannot wait for, never block.
+    Its flags, shared with other processes, are left alone. Regular files, which the event loop cannot wait for, never
+    block.
     """
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()

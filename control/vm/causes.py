@@ -66,7 +66,8 @@ CAUSES = (
     Cause(
         "boot-loader",
         _at_end(
-            r"grub rescue>|Boot failed: [^\n]*|isolinux: [^\n]*(?:error|missing)|Missing operating system|Operating system not found"
+            r"grub rescue>|Boot failed: [^\n]*|isolinux: [^\n]*(?:error|missing)"
+            r"|Missing operating system|Operating system not found"
         ),
         "the boot loader could not start a system",
         "the image is incomplete or damaged; compare its checksum, or build it again",

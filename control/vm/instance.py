@@ -36,6 +36,7 @@ class Record:
     ended: str = ""
     agent: bool = False
     hvc0: bool = False
+    share: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
 
 

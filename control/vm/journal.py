@@ -43,9 +43,10 @@ class Journal:
 
 
 @contextlib.contextmanager
-def open_journal(path: Path) -> Iterator[Journal]:
-    """Begin a fresh journal at `path` for the body, and close it after."""
-    path.unlink(missing_ok=True)
+def open_journal(path: Path, *, fresh: bool) -> Iterator[Journal]:
+    """Open the journal at `path` for the body, and close it after; a `fresh` one begins empty."""
+    if fresh:
+        path.unlink(missing_ok=True)
     journal = Journal(path)
     try:
         yield journal

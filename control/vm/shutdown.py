@@ -36,7 +36,8 @@ async def shut_down(process: ProcessHandle, monitor: Monitor | None, agent: Agen
     """End the VM, however it takes, and return the name of the rung that did it.
 
     Args:
-        gently: Ask the guest first (agent, then power button). Without it, or when nobody can be asked, QEMU is told to quit.
+        gently: Ask the guest first (agent, then power button). Without it, or when nobody can be asked, QEMU is told
+        to quit.
 
     A rung that fails is logged and the next one is tried; after the last one the process is gone.
     """

@@ -1,6 +1,7 @@
 """The living VM (floor 3): owns one QEMU process and its sockets, from its start to its end.
 
-Faces open one with `open_vm` (or find a running one with `adopt_vm`), listen to it through a `Listener`, and wait for its `Ending`.
+Faces open one with `open_vm` (or find a running one with `adopt_vm`), listen to it through a `Listener`, and wait for
+its `Ending`.
 """
 
 from __future__ import annotations
@@ -8,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import signal
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal
 
 from control.agent import AgentClient
 from control.argv import build_argv
 from control.console.channel import ConsoleChannel
-from control.console.scanner import Candidate, MessageScanner
 from control.errors import (
     EXIT_GUEST_PANICKED,
     AgentProtocolError,
@@ -35,47 +36,26 @@ from control.log import LOG
 from control.monitor import Monitor, MonitorEvent, open_monitor
 from control.paths import InstanceFiles
 from control.process.handle import Keeper, ProcessHandle, start_keeper, start_process
+from control.share.watch import make_mailboxes, watch_mailboxes
 from control.spec import VMSpec
 from control.vm.instance import Record, read_host_boot_id, remove_stale_files, write_atomically, write_record
-from control.vm.journal import Journal, open_journal
+from control.vm.journal import open_journal
+from control.vm.listener import Listener
 from control.vm.qemu_words import explain_words
 from control.vm.screen import read_text_screen
 from control.vm.shutdown import shut_down
 from control.vm.sockets import connect_socket
 from control.vm.states import State, check_transition
+from control.vm.traffic import Traffic
 from control.vm.watch import TIMES, BootWatch
-from control.wire import Message, build_message, parse_message
+from control.wire import Message, build_message
 from control.wire.message import read_envelope
 
 SOCKET_TIMEOUT_S = 20.0
 """QEMU listens within some 25 ms; a loaded host, or gigabytes of memory to set up, take longer."""
 
-HELD_LINE_S = 0.5
-"""How long the beginning of a possible message is held back before it is shown as the text it may well be."""
-
-REMEMBERED_IDS = 4096
+HISTORY_BYTES = 64 * 1024
 QEMU_LOG_LINES = 12
-
-Carrier = Literal["console", "agent"]
-
-
-class Listener(Protocol):
-    """What a face is told about its VM. Console bytes are awaited, so a slow face slows the guest instead of losing any."""
-
-    async def on_console(self, chunk: bytes) -> None:
-        """The serial console's bytes, exactly as they came."""
-
-    async def on_text(self, text: bytes) -> None:
-        """The same without the messages among them."""
-
-    async def on_message(self, message: Message, carrier: Carrier) -> None:
-        """A message from the guest, once, whichever carriers it came over."""
-
-    def on_phase(self, phase: str, seconds: float) -> None:
-        """The boot reached `phase` (firmware, kernel, init, agent), `seconds` after QEMU was started."""
-
-    def on_note(self, note: str) -> None:
-        """One line that a user should see."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +64,6 @@ class Ending:
 
     how: str
     error: ControlError | None = None
-
-
-@dataclass
-class Counters:
-    """What the guest sent that was of no use; reported at the end, so that nothing is dropped in silence."""
-
-    not_messages: int = 0
-    claimed_from_host: int = 0
 
 
 class VM:
@@ -108,7 +80,6 @@ class VM:
     ) -> None:
         self.files = files
         self.process = process
-        self.counters = Counters()
         self.phases: dict[str, float] = {}
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.watch = BootWatch(TIMES[record.accelerator or "tcg"], for_person=for_person)
@@ -119,17 +90,12 @@ class VM:
         self._monitor: Monitor | None = None
         self._console: ConsoleChannel | None = None
         self._agent: AgentClient | None = None
-        self._journal: Journal | None = None
+        self._traffic: Traffic | None = None
         self._keeper: Keeper | None = None
-        self._scanner = MessageScanner()
-        self._scanning = asyncio.Lock()
-        self._fed = 0
-        self._seen_ids: deque[str] = deque(maxlen=REMEMBERED_IDS)
-        self._seen_set: set[str] = set()
-        self._answers: dict[str, asyncio.Future[Message]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._guest_shut_down = ""
         self._detached = False
+        self._closed = False
 
     @property
     def name(self) -> str:
@@ -162,22 +128,32 @@ class VM:
             )
         return self._agent
 
+    @property
+    def traffic(self) -> Traffic:
+        """What the guest says, sorted. Raises StateError before the VM is started."""
+        if self._traffic is None:
+            raise StateError("the VM is not connected yet", state=self._state.value, required=("STARTING",))
+        return self._traffic
+
     async def type(self, data: bytes) -> None:
         """Type `data` on the serial console. Raises ConsoleError when the VM is gone."""
         if self._console is not None:
             await self._console.write(data)
 
-    def read_history(self, limit_bytes: int = 64 * 1024) -> bytes:
-        """Read the end of the console's log, which QEMU writes whether or not anybody listens."""
+    async def show_history(self) -> None:
+        """Show the listener the end of the console's log, which QEMU writes whether or not anybody listens."""
         try:
             with self.files.serial_log.open("rb") as log:
-                log.seek(max(0, log.seek(0, 2) - limit_bytes))
-                return log.read()
+                log.seek(max(0, log.seek(0, 2) - HISTORY_BYTES))
+                history = log.read()
         except OSError:
-            return b""
+            return  # an instance without a log has no history
+        await self.traffic.show_history(history)
 
     async def resume(self) -> None:
         """Let the guest's CPUs run."""
+        if self._state is State.STARTING:
+            self._reach("firmware")
         await self.monitor.execute("cont")
         if self._state is not State.RUNNING:
             self._enter(State.RUNNING)
@@ -198,23 +174,19 @@ class VM:
                 "a message to the guest has the direction host-to-vm", hint=f"this one says {message.direction}"
             )
         if not message.id:
-            message = replace(message, id=f"host-{time.time_ns():x}-{len(self._answers)}")
+            message = replace(message, id=f"host-{secrets.token_hex(8)}")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         await self.agent.wait_until_ready(timeout_s)
-        answer: asyncio.Future[Message] = loop.create_future()
-        self._answers[message.id] = answer
         try:
-            await self.agent.notify("message", message.envelope)
-            self._write_journal(message)
-            async with asyncio.timeout_at(deadline):
-                return await answer
+            with self.traffic.expect_answer(message) as answer:
+                await self.agent.notify("message", message.envelope)
+                async with asyncio.timeout_at(deadline):
+                    return await answer
         except TimeoutError:
             raise WaitTimeout(
                 f"the guest's answer to {message.text!r}", timeout_s, last_seen=self.watch.last_lines(4)
             ) from None
-        finally:
-            del self._answers[message.id]
 
     def detach(self) -> None:
         """Leave the VM running when this handle is closed."""
@@ -242,15 +214,20 @@ class VM:
             connection = await connect_socket(self.files.agent_socket, self.process, timeout_s=SOCKET_TIMEOUT_S)
             self._agent = AgentClient(connection, self._take_notification)
             stack.callback(self._agent.close)
-        self._journal = stack.enter_context(open_journal(self.files.messages))
+        journal = stack.enter_context(open_journal(self.files.messages, fresh=self._state is State.STARTING))
+        self._traffic = Traffic(journal, self._listener, self._observe)
         stack.push_async_callback(self._end_tasks)
-        console = self._start_task(self._pump_console(self._console))
+        console = self._start_task(self._pump_console(self._console, self._traffic))
         self._start_task(self._follow_events(self._monitor))
         self._start_task(self._wait_for_process(console))
         self._start_task(self._watch_boot())
         if self._agent is not None:
             self._start_task(self._agent.serve())
             self._start_task(self._announce_agent(self._agent))
+        if self._record.share:
+            share = Path(self._record.share)
+            make_mailboxes(share)
+            self._start_task(watch_mailboxes(share, self._nudge_agent, self._traffic.take_share))
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -269,94 +246,28 @@ class VM:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _pump_console(self, console: ConsoleChannel) -> None:
+    async def _pump_console(self, console: ConsoleChannel, traffic: Traffic) -> None:
         async for chunk in console.chunks():
-            self._fed += 1
             self.watch.feed(chunk)
             if "kernel" not in self.phases and b"Linux version " in chunk:
                 self._reach("kernel")
             await self._listener.on_console(chunk)
-            async with self._scanning:
-                await self._scan(chunk)
-            if self._scanner.holds_back:
-                self._start_task(self._release_held(self._fed))
-        await self._pass_on_held()
+            await traffic.take_console(chunk)
+        await traffic.end_console()
 
-    async def _scan(self, chunk: bytes) -> None:
-        for piece in self._scanner.feed(chunk):
-            if isinstance(piece, Candidate):
-                await self._take_candidate(piece.data)
-            else:
-                await self._listener.on_text(piece.data)
-        if self._journal is not None:
-            self._journal.flush()
-
-    async def _release_held(self, fed: int) -> None:
-        """Show what was held back, unless more has come since: then it is another's turn."""
-        await asyncio.sleep(HELD_LINE_S)
-        if fed == self._fed:
-            await self._pass_on_held()
-
-    async def _pass_on_held(self) -> None:
-        async with self._scanning:
-            if held := self._scanner.release():
-                await self._listener.on_text(held)
-
-    async def _take_candidate(self, line: bytes) -> None:
-        try:
-            message = parse_message(line)
-        except MessageError:
-            self.counters.not_messages += 1
-            await self._listener.on_text(line)
-            return
-        if not await self._take_message(message, "console"):
-            await self._listener.on_text(line)
-
-    async def _take_message(self, message: Message, carrier: Carrier) -> bool:
-        """Note, pass on and answer a message of the guest; False when it claims to come from the host."""
-        if message.direction != "vm-to-host":
-            self.counters.claimed_from_host += 1
-            if self.counters.claimed_from_host == 1:
-                self._listener.on_note("the guest sent a message that claims to come from the host; it is not acted on")
-            return False
-        if message.id and not self._is_new(message.id):
-            return True
-        self._write_journal(message)
+    def _observe(self, message: Message) -> None:
         if message.text == "booting" and message.type == "status":
             self._reach("init")
-        answer = self._answers.get(message.in_reply_to) if message.in_reply_to else None
-        if answer is not None and not answer.done():
-            answer.set_result(message)
-        await self._listener.on_message(message, carrier)
-        return True
-
-    def _is_new(self, message_id: str) -> bool:
-        if message_id in self._seen_set:
-            return False
-        if len(self._seen_ids) == REMEMBERED_IDS:
-            self._seen_set.discard(self._seen_ids[0])
-        self._seen_ids.append(message_id)
-        self._seen_set.add(message_id)
-        return True
-
-    def _write_journal(self, message: Message) -> None:
-        if self._journal is not None:
-            self._journal.append(message)
 
     def _take_notification(self, method: str, params: object) -> None:
         if method == "message":
-            self._start_task(self._take_agent_message(params))
+            self._start_task(self.traffic.take_agent(params))
 
-    async def _take_agent_message(self, params: object) -> None:
-        try:
-            message = read_envelope(params)
-        except MessageError:
-            self.counters.not_messages += 1
-            return
-        async with self._scanning:
-            await self._take_message(message, "agent")
-            if self._journal is not None:
-                self._journal.flush()
+    async def _nudge_agent(self) -> None:
+        """Tell the agent to look into the inbox; one that is not there yet looks by itself when it starts."""
+        if self._agent is not None and self._agent.ready.is_set():
+            with contextlib.suppress(AgentProtocolError):  # its end is reported where the agent is waited for
+                await self._agent.notify("share_changed", {})
 
     async def _announce_agent(self, agent: AgentClient) -> None:
         await agent.ready.wait()
@@ -398,7 +309,7 @@ class VM:
         if runstate == "internal-error":
             self._fail(
                 BootError(
-                    f"the accelerator ({self.accelerator}) failed in the middle of the guest: QEMU's runstate is internal-error",
+                    f"the accelerator {self.accelerator} failed in the middle of the guest (runstate internal-error)",
                     code="accelerator-dead",
                     seen=(*self._qemu_log_tail(), *self.watch.last_lines(4)),
                     hint="use software emulation: ACCEL=tcg",
@@ -512,7 +423,10 @@ class VM:
             self._enter(state)
 
     async def _close(self) -> None:
-        """End the VM, unless it is to run on."""
+        """End the VM, unless it is to run on; a second time there is nothing left to do."""
+        if self._closed:
+            return
+        self._closed = True
         if self._detached and self.process.running:
             if self._keeper is not None:
                 self._keeper.release()
@@ -543,7 +457,8 @@ async def open_vm(
 ) -> AsyncIterator[VM]:
     """Start the VM `spec`, with its CPUs not yet running, and end it on leaving, in whatever way the body is left.
 
-    The caller holds the instance's lock. `for_person` says that somebody sits at the console, who may answer its prompts.
+    The caller holds the instance's lock. `for_person` says that somebody sits at the console, who may answer its
+    prompts.
 
     Raises:
         LaunchError: QEMU ended before its monitor answered (its own words); the VM is FAILED, nothing of it runs.
@@ -567,6 +482,7 @@ async def open_vm(
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
             agent=spec.agent,
             hvc0=spec.hvc0,
+            share=str(spec.share.path) if spec.share else "",
             spec=json.loads(json.dumps(vars(spec), default=lambda value: getattr(value, "__dict__", str(value)))),
         )
         vm = VM(record, files, process, listener, for_person=for_person)

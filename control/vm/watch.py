@@ -1,6 +1,7 @@
 """Watches whether the guest comes up (floor 3): console, QMP events and CPU time together lead to one verdict.
 
-The console is judged only once it has fallen silent, so a burst costs nothing and an old log that is printed is no failure.
+The console is judged only once it has fallen silent, so a burst costs nothing and an old log that is printed is no
+failure.
 """
 
 from __future__ import annotations
