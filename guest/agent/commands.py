@@ -7,6 +7,13 @@ import os
 
 from . import PROTOCOL, VERSION, config, message, power, services, system
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .main import Agent
+
 _START = system.read_uptime_s()
 
 
@@ -21,37 +28,39 @@ class Refusal(Exception):
 class Command:
     """One command under way; ended by exactly one `done` or `fail`."""
 
-    def __init__(self, agent: "object", verb: str, details: "dict", id_: "str | None", reply: "object") -> None:
+    def __init__(
+        self, agent: "Agent", verb: str, details: "dict[str, Any]", id_: "str | None", reply: "Callable[..., Any]"
+    ) -> None:
         self.agent = agent
         self.verb = verb
         self.details = details
         self._id = id_
         self._reply = reply
 
-    def done(self, details: "dict") -> None:
-        self._reply(message.build("status", self.verb + " done", details, self._id))  # type: ignore[operator]
+    def done(self, details: "dict[str, Any]") -> None:
+        self._reply(message.build("status", self.verb + " done", details, self._id))
 
     def fail(self, code: str, text: str) -> None:
-        self._reply(message.build("error", text, {"code": code, "command": self.verb}, self._id))  # type: ignore[operator]
+        self._reply(message.build("error", text, {"code": code, "command": self.verb}, self._id))
 
 
-def handle(agent: "object", envelope: object, reply: "object") -> None:
+def handle(agent: "Agent", envelope: "Any", reply: "Callable[..., Any]") -> None:
     """Carries out the message `envelope` and answers it with `reply(message)`, now or later."""
-    counters = agent.counters  # type: ignore[attr-defined]
+    counters = agent.counters
     counters["messages"] += 1
     fault = message.find_fault(envelope)
     if fault is not None:
         counters["messages_refused"] += 1
         id_ = envelope.get("id") if isinstance(envelope, dict) else None
         answered = id_ if message.is_id(id_) else None
-        reply(message.build("error", "the message was refused: " + fault, {"code": "bad-message"}, answered))  # type: ignore[operator]
+        reply(message.build("error", "the message was refused: " + fault, {"code": "bad-message"}, answered))
         return
-    id_, type_ = envelope.get("id"), envelope["type"]  # type: ignore[attr-defined, index]
-    data = envelope["data"]  # type: ignore[index]
-    if envelope["direction"] != "host-to-vm":  # type: ignore[index]
+    id_, type_ = envelope.get("id"), envelope["type"]
+    data = envelope["data"]
+    if envelope["direction"] != "host-to-vm":
         counters["messages_refused"] += 1
         text = "the message was refused: it came from the host and says that it comes from the guest"
-        reply(message.build("error", text, {"code": "bad-direction"}, id_))  # type: ignore[operator]
+        reply(message.build("error", text, {"code": "bad-direction"}, id_))
         return
     if type_ not in ("command", "graphics"):
         return  # the host may tell us how it is; only commands are answered
@@ -70,7 +79,7 @@ def handle(agent: "object", envelope: object, reply: "object") -> None:
         command.fail("failed", "%s: %s" % (command.verb, error.strerror or error))
 
 
-def _check_details(details: "dict", keys: "dict") -> None:
+def _check_details(details: "dict[str, Any]", keys: "dict[str, Any]") -> None:
     for key in details:
         if key not in keys:
             raise Refusal("bad-details", "%s is not a detail of this command" % key[:64])
@@ -84,7 +93,7 @@ def _check_details(details: "dict", keys: "dict") -> None:
 def _diagnostics(command: Command) -> None:
     agent = command.agent
 
-    def finish(states: "list[dict]") -> None:
+    def finish(states: "list[dict[str, Any]]") -> None:
         memory = system.read_memory()
         uptime_s = system.read_uptime_s()
         command.done(
@@ -115,15 +124,15 @@ def _diagnostics(command: Command) -> None:
                 "disks": system.list_disks(),
                 "display": _find_display(),
                 "services": states,
-                "carriers": agent.list_carriers(),  # type: ignore[attr-defined]
-                "counters": dict(agent.counters),  # type: ignore[attr-defined]
+                "carriers": agent.list_carriers(),
+                "counters": dict(agent.counters),
             }
         )
 
-    services.collect_states(agent.loop, finish)  # type: ignore[attr-defined]
+    services.collect_states(agent.loop, finish)
 
 
-def _find_display() -> "dict | None":
+def _find_display() -> "dict[str, Any] | None":
     from .display import find_display
 
     return find_display()
@@ -144,14 +153,14 @@ def _change_service(command: Command, action: str, state: str) -> None:
         seen = state if reason is None else "failed"
         if reason is None or action == "start":
             details = {"service": name, "state": seen}
-            command.agent.emit("status", "service %s %s" % (name, seen), details)  # type: ignore[attr-defined]
+            command.agent.emit("status", "service %s %s" % (name, seen), details)
         if reason is None:
             command.done({"service": name, "state": state})
         else:
             command.fail("failed", "%s %s: %s" % (command.verb, name, reason))
 
     try:
-        services.change(command.agent.loop, name, action, done)  # type: ignore[attr-defined]
+        services.change(command.agent.loop, name, action, done)
     except services.ServiceError as error:
         raise Refusal("not-found", str(error)) from None
 
@@ -163,9 +172,9 @@ def _set_configuration(command: Command) -> None:
         raise Refusal("bad-details", "%s %s" % (key[:64], fault))
     if not config.KEYS[key][2]:
         raise Refusal("not-permitted", "%s can only be set in the configuration file" % key)
-    command.agent.config[key] = value  # type: ignore[attr-defined]
+    command.agent.config[key] = value
     if key == "heartbeat_s":
-        command.agent.set_heartbeat()  # type: ignore[attr-defined]
+        command.agent.set_heartbeat()
     command.done({"key": key, "value": value})
 
 
@@ -183,7 +192,7 @@ def _end(command: Command, action: str) -> None:
     except power.PowerError as error:
         raise Refusal("not-found", str(error)) from None
     command.done({})
-    go()  # type: ignore[operator]
+    go()
 
 
 def _show_text(command: Command) -> None:
@@ -206,7 +215,7 @@ def _set_mode(command: Command) -> None:
     screen.set_mode(command)
 
 
-def _is_text(limit: int) -> "object":
+def _is_text(limit: int) -> "Callable[[object], bool]":
     return lambda value: isinstance(value, str) and len(value) <= limit
 
 
@@ -223,7 +232,7 @@ _SIZE = (True, "an integer from 1 to 16384", _is_size)
 _ANYTHING = (True, "a value", lambda _value: True)
 
 # (type, verb): the function, and its details as key: (required, what is expected, check)
-_COMMANDS = {
+_COMMANDS: "dict[tuple[str, str], tuple[Callable[[Command], None], dict[str, Any]]]" = {
     ("command", "diagnostics"): (_diagnostics, {}),
     ("command", "start service"): (_start_service, _SERVICE),
     ("command", "stop service"): (_stop_service, _SERVICE),

@@ -3,6 +3,11 @@
 A file with a fault stops the agent with one clear line: a wrong setting is never quietly replaced by a default.
 """
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 PATH = "/etc/unhinged-agent/config.json"
 _MAX_BYTES = 65536
 
@@ -11,7 +16,7 @@ class ConfigError(Exception):
     """The configuration cannot be used; the text names the file, the key and what is expected."""
 
 
-def _number(low: float, high: float) -> "object":
+def _number(low: float, high: float) -> "Callable[[object], str | None]":
     def check(value: object) -> "str | None":
         if type(value) not in (int, float) or not low <= value <= high:  # type: ignore[operator]
             return "is not a number from %g to %g" % (low, high)
@@ -20,7 +25,7 @@ def _number(low: float, high: float) -> "object":
     return check
 
 
-def _integer(low: int, high: int) -> "object":
+def _integer(low: int, high: int) -> "Callable[[object], str | None]":
     def check(value: object) -> "str | None":
         if type(value) is not int or not low <= value <= high:
             return "is not an integer from %d to %d" % (low, high)
@@ -65,7 +70,7 @@ KEYS = {
 }
 
 
-def build_default() -> "dict":
+def build_default() -> "dict[str, Any]":
     return {key: default for key, (default, _, _) in KEYS.items()}
 
 
@@ -73,10 +78,10 @@ def find_fault(key: str, value: object) -> "str | None":
     """What is wrong with `value` for `key`; None when nothing is."""
     if key not in KEYS:
         return "is not a key of the configuration"
-    return KEYS[key][1](value)  # type: ignore[operator]
+    return KEYS[key][1](value)
 
 
-def load(path: str, required: bool = False) -> "dict":
+def load(path: str, required: bool = False) -> "dict[str, Any]":
     """Reads the file over the defaults; a file that is not there changes nothing unless it is `required`.
 
     Raises:

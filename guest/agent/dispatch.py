@@ -6,6 +6,13 @@ sends ends the agent: what a handler lets escape becomes the error -32603, and a
 
 from . import wire
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .main import Agent
+
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
@@ -36,7 +43,7 @@ HANDLERS = {
 class CallError(Exception):
     """A call that is answered with an error."""
 
-    def __init__(self, code: int, message: str, data: "dict | None" = None) -> None:
+    def __init__(self, code: int, message: str, data: "dict[str, Any] | None" = None) -> None:
         super().__init__(message)
         self.code = code
         self.data = data
@@ -45,19 +52,19 @@ class CallError(Exception):
 class Call:
     """One request under way. A handler ends it with exactly one `done` or `fail`, or by what it returns or raises."""
 
-    __slots__ = ("agent", "id", "notification", "_reply")
+    __slots__ = ("_reply", "agent", "id", "notification")
 
-    def __init__(self, agent: "object", id_: "object", notification: bool, reply: "object") -> None:
+    def __init__(self, agent: "Agent", id_: "object", notification: bool, reply: "Callable[..., Any]") -> None:
         self.agent = agent
         self.id = id_
         self.notification = notification
         self._reply = reply
 
-    def done(self, result: "dict") -> None:
-        self._reply(None if self.notification else {"jsonrpc": "2.0", "id": self.id, "result": result})  # type: ignore[operator]
+    def done(self, result: "dict[str, Any]") -> None:
+        self._reply(None if self.notification else {"jsonrpc": "2.0", "id": self.id, "result": result})
 
-    def fail(self, code: int, message: str, data: "dict | None" = None) -> None:
-        self._reply(None if self.notification else _build_error(self.id, code, message, data))  # type: ignore[operator]
+    def fail(self, code: int, message: str, data: "dict[str, Any] | None" = None) -> None:
+        self._reply(None if self.notification else _build_error(self.id, code, message, data))
 
 
 class Dispatcher:
@@ -69,11 +76,11 @@ class Dispatcher:
         on_error: Told of exceptions that a handler let escape.
     """
 
-    def __init__(self, agent: "object", send: "object", on_error: "object") -> None:
+    def __init__(self, agent: "Agent", send: "Callable[..., Any]", on_error: "Callable[..., Any]") -> None:
         self._agent = agent
         self._send = send
         self._on_error = on_error
-        self._methods: "dict" = {}
+        self._methods: "dict[str, tuple[Any, ...]]" = {}
 
     def handle_line(self, line: "bytes | None") -> None:
         """Handles one line, None for one that was too long."""
@@ -91,34 +98,34 @@ class Dispatcher:
         else:
             self._handle_request(value, self._send_answer)
 
-    def _handle_batch(self, requests: "list") -> None:
+    def _handle_batch(self, requests: "list[Any]") -> None:
         if not 1 <= len(requests) <= MAX_BATCH:
             message = "a batch holds 1 to %d requests" % MAX_BATCH
             self._send_answer(_build_error(None, INVALID_REQUEST, message))
             return
-        answers: "list" = []
+        answers: "list[Any]" = []
         waiting = [len(requests)]
 
-        def collect(answer: "dict | None") -> None:
+        def collect(answer: "dict[str, Any] | None") -> None:
             if answer is not None:
                 answers.append(answer)
             waiting[0] -= 1
             if not waiting[0] and answers:
-                self._send(_encode_batch(answers))  # type: ignore[operator]
+                self._send(_encode_batch(answers))
 
         for request in requests:
             self._handle_request(request, collect)
 
-    def _handle_request(self, request: "object", reply: "object") -> None:
+    def _handle_request(self, request: "Any", reply: "Callable[..., Any]") -> None:
         try:
             fault = _find_fault(request)
             if fault is not None:
-                reply(_build_error(_id_of(request), INVALID_REQUEST, fault))  # type: ignore[operator]
+                reply(_build_error(_id_of(request), INVALID_REQUEST, fault))
                 return
-            call = Call(self._agent, request.get("id"), "id" not in request, reply)  # type: ignore[attr-defined]
+            call = Call(self._agent, request.get("id"), "id" not in request, reply)
             try:
-                function, parameters = self._find_method(request["method"])  # type: ignore[index]
-                params = request.get("params")  # type: ignore[attr-defined]
+                function, parameters = self._find_method(request["method"])
+                params = request.get("params")
                 params = {} if params is None else params
                 if params or parameters:
                     _check_params(params, parameters)
@@ -129,11 +136,11 @@ class Dispatcher:
             if result is not None:
                 call.done(result)
         except Exception as error:
-            self._on_error(error)  # type: ignore[operator]
+            self._on_error(error)
             text = "%s: %s" % (type(error).__name__, error)
-            reply(_build_error(_id_of(request), INTERNAL_ERROR, text))  # type: ignore[operator]
+            reply(_build_error(_id_of(request), INTERNAL_ERROR, text))
 
-    def _find_method(self, name: str) -> "tuple":
+    def _find_method(self, name: str) -> "tuple[Any, ...]":
         method = self._methods.get(name)
         if method is None:
             module = HANDLERS.get(name)
@@ -144,12 +151,12 @@ class Dispatcher:
             method = self._methods[name]
         return method
 
-    def _send_answer(self, answer: "dict | None") -> None:
+    def _send_answer(self, answer: "dict[str, Any] | None") -> None:
         if answer is not None:
-            self._send(_encode_answer(answer))  # type: ignore[operator]
+            self._send(_encode_answer(answer))
 
 
-def _encode_answer(answer: "dict") -> bytes:
+def _encode_answer(answer: "dict[str, Any]") -> bytes:
     line = wire.encode(answer)
     if len(line) > wire.MAX_ANSWER_BYTES:
         message = "the answer has %d bytes, more than the %d of a line" % (len(line), wire.MAX_ANSWER_BYTES)
@@ -157,7 +164,7 @@ def _encode_answer(answer: "dict") -> bytes:
     return line
 
 
-def _encode_batch(answers: "list") -> bytes:
+def _encode_batch(answers: "list[Any]") -> bytes:
     """A batch is answered in one line; an answer that no longer fits on it becomes an error."""
     room = wire.MAX_ANSWER_BYTES - len(answers) * 256 - 3  # so much that each of them has room for its error
     parts = []
@@ -167,12 +174,13 @@ def _encode_batch(answers: "list") -> bytes:
             room -= len(part)
             if room < 0:
                 room += len(part)
-                part = wire.encode(_build_error(answer["id"], FAILED, "the answers of this batch do not fit on a line"))[:-1]
+                text = "the answers of this batch do not fit on a line"
+                part = wire.encode(_build_error(answer["id"], FAILED, text))[:-1]
         parts.append(part)
     return b"[" + b",".join(parts) + b"]\n"
 
 
-def _build_error(id_: "object", code: int, message: str, data: "dict | None" = None) -> "dict":
+def _build_error(id_: "object", code: int, message: str, data: "dict[str, Any] | None" = None) -> "dict[str, Any]":
     error = {"code": code, "message": message[:1024]}
     if data is not None:
         error["data"] = data
@@ -215,7 +223,7 @@ def _find_fault(request: "object") -> "str | None":
     return None
 
 
-def _check_params(params: "object", parameters: "dict") -> None:
+def _check_params(params: "object", parameters: "dict[str, Any]") -> None:
     if not isinstance(params, dict):
         raise CallError(INVALID_PARAMS, "params is an object: parameters go by name")
     for key, value in params.items():

@@ -6,6 +6,11 @@ Everything in the agent runs as a short callback from here, so a slow command ne
 import select
 from time import monotonic
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from typing import Any
+
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
 HANGUP = select.EPOLLHUP
@@ -17,11 +22,11 @@ EDGE = select.EPOLLET
 class Timer:
     """A callback that runs once, at `when` (seconds of the monotonic clock), unless it is cancelled."""
 
-    __slots__ = ("when", "callback")
+    __slots__ = ("callback", "when")
 
-    def __init__(self, when: float, callback: "object") -> None:
+    def __init__(self, when: float, callback: "Callable[..., Any]") -> None:
         self.when = when
-        self.callback = callback
+        self.callback: "Callable[..., Any] | None" = callback
 
     def cancel(self) -> None:
         self.callback = None
@@ -36,16 +41,16 @@ class Loop:
     `on_error(exception)` is told of an exception that a callback let escape; the loop goes on.
     """
 
-    def __init__(self, on_error: "object" = None) -> None:
+    def __init__(self, on_error: "Callable[..., Any] | None" = None) -> None:
         self._epoll = select.epoll()
-        self._callbacks: "dict" = {}
+        self._callbacks: "dict[int, Callable[..., Any]]" = {}
         self._timers: "list[Timer]" = []
-        self._soon: "list" = []
+        self._soon: "list[Any]" = []
         self._stopped = False
         self.exit_code = 0
         self.on_error = on_error
 
-    def add(self, fd: int, events: int, callback: "object") -> None:
+    def add(self, fd: int, events: int, callback: "Callable[..., Any]") -> None:
         """Calls `callback(events)` whenever `fd` has one of `events`."""
         self._epoll.register(fd, events)
         self._callbacks[fd] = callback
@@ -58,11 +63,11 @@ class Loop:
         del self._callbacks[fd]
         self._epoll.unregister(fd)
 
-    def soon(self, callback: "object") -> None:
+    def soon(self, callback: "Callable[..., Any]") -> None:
         """Calls `callback()` in the next turn, after what is ready now."""
         self._soon.append(callback)
 
-    def later(self, delay_s: float, callback: "object") -> Timer:
+    def later(self, delay_s: float, callback: "Callable[..., Any]") -> Timer:
         """Calls `callback()` after `delay_s` seconds."""
         timer = Timer(monotonic() + delay_s, callback)
         self._timers.append(timer)
@@ -88,18 +93,18 @@ class Loop:
             self._run_timers()
         return self.exit_code
 
-    def slices(self, steps: "object", done: "object") -> None:
+    def slices(self, steps: "Generator[None, None, Any]", done: "Callable[..., Any]") -> None:
         """Runs the generator `steps` a slice at a time between other work, then calls `done(value, exception)`."""
 
         def advance() -> None:
             until = monotonic() + 0.01
             try:
                 while monotonic() < until:
-                    next(steps)  # type: ignore[call-overload]
+                    next(steps)
             except StopIteration as end:
-                done(end.value, None)  # type: ignore[operator]
+                done(end.value, None)
             except Exception as error:
-                done(None, error)  # type: ignore[operator]
+                done(None, error)
             else:
                 self.soon(advance)
 
@@ -120,10 +125,10 @@ class Loop:
             if callback is not None:
                 self._call(callback)
 
-    def _call(self, callback: "object", *arguments: object) -> None:
+    def _call(self, callback: "Callable[..., Any]", *arguments: object) -> None:
         try:
-            callback(*arguments)  # type: ignore[operator]
+            callback(*arguments)
         except Exception as error:
             if self.on_error is None:
                 raise
-            self.on_error(error)  # type: ignore[operator]
+            self.on_error(error)

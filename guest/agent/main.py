@@ -4,13 +4,22 @@ The order matters: the port first, because the host is waiting for it; what nobo
 """
 
 import os
-import sys
 
 from . import VERSION, config, dispatch, message, system, wire
 from .carriers.console import ConsoleCarrier
 from .carriers.port import ANSWER, HEARTBEAT, STATUS, PortCarrier
 from .loop import Loop
 from .port import find_port, open_port
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .carriers.share import ShareCarrier
+    from .display.screen import Screen
+    from .loop import Timer
+    from .uevent import Uevents
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -26,7 +35,9 @@ class Agent:
         port_path, port_fd: What to talk over instead of the virtio-serial port `org.unhinged.agent.0`.
     """
 
-    def __init__(self, settings: "dict", port_path: "str | None" = None, port_fd: "int | None" = None) -> None:
+    def __init__(
+        self, settings: "dict[str, Any]", port_path: "str | None" = None, port_fd: "int | None" = None
+    ) -> None:
         self.config = settings
         self.loop = Loop(self._report_exception)
         self.counters = {
@@ -43,17 +54,17 @@ class Agent:
             "exceptions": 0,
         }
         self.commands_running = 0
-        self.display: "object" = None
+        self.display: "Screen | None" = None
         self.console = ConsoleCarrier(self.loop, settings["console"], self.counters)
-        self.share: "object" = None
+        self.share: "ShareCarrier | None" = None
         self._port: "PortCarrier | None" = None
         self._port_path = port_path
         self._port_fd = port_fd
         self._unsent: "list[bytes]" = []
         self._dispatcher = dispatch.Dispatcher(self, self._send_answer, self._report_exception)
         self._heartbeats = 0
-        self._heartbeat_timer: "object" = None
-        self._uevents: "object" = None
+        self._heartbeat_timer: "Timer | None" = None
+        self._uevents: "Uevents | None" = None
         self._display_was_up = False
         self._ready_id = ""
 
@@ -68,7 +79,7 @@ class Agent:
 
     # What handlers and commands use
 
-    def emit(self, type_: str, text: str, details: "dict") -> None:
+    def emit(self, type_: str, text: str, details: "dict[str, Any]") -> None:
         """Says something to whoever listens, on the console and on the port under one id."""
         envelope = message.build(type_, text, details)
         self.console.send(wire.encode(envelope))
@@ -78,7 +89,7 @@ class Agent:
         """Says that something went wrong."""
         self.emit("error", text, {"code": code})
 
-    def send_message(self, envelope: "dict", kind: int = STATUS) -> None:
+    def send_message(self, envelope: "dict[str, Any]", kind: int = STATUS) -> None:
         """Sends one message over the port; one that does not fit on a line becomes an error that says so."""
         line = _encode_notification(envelope)
         if len(line) > wire.MAX_ANSWER_BYTES:
@@ -90,7 +101,7 @@ class Agent:
         elif kind == STATUS and len(self._unsent) < 64:
             self._unsent.append(line)
 
-    def when_flushed(self, callback: "object") -> None:
+    def when_flushed(self, callback: "Callable[..., Any]") -> None:
         """Calls `callback()` when everything said on the port so far is on its way."""
         if self._port is None:
             self.loop.soon(callback)
@@ -99,7 +110,7 @@ class Agent:
 
     def look_at_share(self) -> None:
         if self.share is not None:
-            self.share.look()  # type: ignore[attr-defined]
+            self.share.look()
 
     def list_carriers(self) -> "list[str]":
         carriers = []
@@ -107,14 +118,14 @@ class Agent:
             carriers.append("console")
         if self._port is not None:
             carriers.append("port")
-        if self.share is not None and self.share.mounted:  # type: ignore[attr-defined]
+        if self.share is not None and self.share.mounted:
             carriers.append("share")
         return carriers
 
     def set_heartbeat(self) -> None:
         """Starts the heartbeat at the configured interval, or ends it when that is 0."""
         if self._heartbeat_timer is not None:
-            self._heartbeat_timer.cancel()  # type: ignore[attr-defined]
+            self._heartbeat_timer.cancel()
             self._heartbeat_timer = None
         if self.config["heartbeat_s"]:
             self._heartbeat_timer = self.loop.later(self.config["heartbeat_s"], self._beat)
@@ -188,7 +199,7 @@ class Agent:
 
     # What the agent says of its own accord
 
-    def build_ready(self) -> "dict":
+    def build_ready(self) -> "dict[str, Any]":
         """The message `agent ready`, under the same id on whichever carrier it goes out."""
         details = {
             "version": VERSION,
@@ -245,7 +256,7 @@ class Agent:
         self.report("failed", "the agent caught %s: %s%s" % (type(error).__name__, str(error)[:400], where))
 
 
-def _encode_notification(envelope: "dict") -> bytes:
+def _encode_notification(envelope: "dict[str, Any]") -> bytes:
     return wire.encode({"jsonrpc": "2.0", "method": "message", "params": envelope})
 
 
@@ -290,7 +301,7 @@ def _say_fault(text: str, console: str) -> None:
 
 def main(arguments: "list[str]") -> int:
     """Runs the agent with these command-line arguments; gives its exit code (0 ended, 1 no port, 2 wrong settings)."""
-    import _signal
+    import _signal  # type: ignore[import-not-found] # `signal` itself imports `enum`, which is slow
 
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     _hold_standard_descriptors()

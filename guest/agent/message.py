@@ -3,22 +3,25 @@
 import os
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 TYPES = ("status", "command", "graphics", "error", "heartbeat")
 DIRECTIONS = ("vm-to-host", "host-to-vm")
 _ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
 
 _prefix = "%x.%d." % (time.time_ns() // 1000, os.getpid())
-_count = 0
+_count = [0]
 
 
 def new_id() -> str:
     """An id that no other message of this agent, nor of an earlier one, has."""
-    global _count
-    _count += 1
-    return _prefix + str(_count)
+    _count[0] += 1
+    return _prefix + str(_count[0])
 
 
-def build(type_: str, text: str, details: "dict", in_reply_to: "str | None" = None) -> "dict":
+def build(type_: str, text: str, details: "dict[str, Any]", in_reply_to: "str | None" = None) -> "dict[str, Any]":
     """One message to the host, stamped with now and a new id."""
     now = time.time()
     # Below one second the clock's digits are cut, not rounded, so that the text never reaches 60 seconds.

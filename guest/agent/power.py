@@ -4,6 +4,12 @@ import os
 
 from . import process
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .main import Agent
+
 _FLUSH_S = 2.0
 _COMMAND_S = 60.0
 
@@ -12,7 +18,7 @@ class PowerError(Exception):
     """This guest has no program to switch it off or restart it."""
 
 
-def prepare(agent: "object", action: str) -> "object":
+def prepare(agent: "Agent", action: str) -> "Callable[[], None]":
     """Finds out how to do `action` (`poweroff` or `reboot`) without doing it.
 
     Returns:
@@ -21,20 +27,20 @@ def prepare(agent: "object", action: str) -> "object":
     Raises:
         PowerError: There is no program for it.
     """
-    argv = agent.config[action + "_command"] or _find_command(action)  # type: ignore[attr-defined]
+    argv = agent.config[action + "_command"] or _find_command(action)
     if argv is None or process.find_program(argv[0], process.build_environment()) is None:
         raise PowerError("this guest has no program for %s" % action)
 
     def go() -> None:
-        started = []
+        started: "list[bool]" = []
 
         def run() -> None:
             if not started:
                 started.append(True)
                 _run(agent, action, argv)
 
-        agent.when_flushed(run)  # type: ignore[attr-defined]
-        agent.loop.later(_FLUSH_S, run)  # type: ignore[attr-defined]
+        agent.when_flushed(run)
+        agent.loop.later(_FLUSH_S, run)
 
     return go
 
@@ -46,14 +52,14 @@ def _find_command(action: str) -> "list[str] | None":
     return [action]
 
 
-def _run(agent: "object", action: str, argv: "list[str]") -> None:
+def _run(agent: "Agent", action: str, argv: "list[str]") -> None:
     def done(result: "process.Result") -> None:
         if result.exit_code != 0:
             text = result.stderr.decode("utf-8", "replace").strip()[:200]
-            agent.report("failed", "%s failed: %s" % (action, text or "no reason given"))  # type: ignore[attr-defined]
+            agent.report("failed", "%s failed: %s" % (action, text or "no reason given"))
 
     try:
         os.sync()
-        process.Process(agent.loop, argv, done, timeout_s=_COMMAND_S)  # type: ignore[attr-defined]
+        process.Process(agent.loop, argv, done, timeout_s=_COMMAND_S)
     except OSError as error:
-        agent.report("failed", "%s failed: %s" % (action, error.strerror))  # type: ignore[attr-defined]
+        agent.report("failed", "%s failed: %s" % (action, error.strerror))

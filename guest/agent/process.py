@@ -1,14 +1,21 @@
 """Runs a program and collects what it writes, without ever blocking the loop (guest floor).
 
-Called by the `exec_command` method, by services and by power. A program starts through posix_spawn in a session of its own, so
-that a time limit can kill it with everything it started; its end is heard through a pidfd, not through SIGCHLD.
+Called by the `exec_command` method, by services and by power. A program starts through posix_spawn in a session of its
+own, so that a time limit can kill it with everything it started; its end is heard through a pidfd, not through SIGCHLD.
 """
 
-import _signal
+import _signal  # type: ignore[import-not-found] # `signal` itself imports `enum`, which is slow
 import os
 from time import monotonic
 
 from .loop import HANGUP, IN, OUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .loop import Loop, Timer
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # How long somebody else may hold a finished program's outputs open before the answer goes out without their end.
@@ -26,7 +33,18 @@ class Result:
         stdout, stderr: At most the limit each; `truncated` says that there was more.
     """
 
-    __slots__ = ("exit_code", "signal", "stdout", "stderr", "truncated", "timed_out", "seconds")
+    __slots__ = ("exit_code", "seconds", "signal", "stderr", "stdout", "timed_out", "truncated")
+
+    def __init__(
+        self, status: int, stdout: bytes, stderr: bytes, truncated: bool, timed_out: bool, seconds: float
+    ) -> None:
+        self.signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        self.exit_code = None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        self.stdout = stdout
+        self.stderr = stderr
+        self.truncated = truncated
+        self.timed_out = timed_out
+        self.seconds = seconds
 
 
 def build_environment(changes: "dict[str, str] | None" = None) -> "dict[str, str]":
@@ -63,9 +81,9 @@ class Process:
 
     def __init__(
         self,
-        loop: "object",
+        loop: "Loop",
         argv: "list[str]",
-        done: "object",
+        done: "Callable[..., Any]",
         environment: "dict[str, str] | None" = None,
         cwd: str = "/",
         stdin: bytes = b"",
@@ -88,17 +106,18 @@ class Process:
         self._status: "int | None" = None
         self._pidfd = -1
         self._stdin_fd = -1
-        self._timer: "object" = None
-        self._linger: "object" = None
+        self._timer: "Timer | None" = None
+        self._linger: "Timer | None" = None
         self._begin = monotonic()
+        self._seconds = 0.0
         self.pid = self._spawn(program, argv, environment, cwd)
         self._watch_end()
         if self._stdin_fd >= 0:
-            loop.add(self._stdin_fd, OUT, self._write_input)  # type: ignore[attr-defined]
+            loop.add(self._stdin_fd, OUT, self._write_input)
         for fd in self._outputs:
             self._watch_output(fd)
         if timeout_s:
-            self._timer = loop.later(timeout_s, self._time_out)  # type: ignore[attr-defined]
+            self._timer = loop.later(timeout_s, self._time_out)
 
     def kill(self) -> None:
         """Kills the program and all of its process group."""
@@ -149,11 +168,11 @@ class Process:
         except OSError:
             self._reap_by_time()  # Linux before 5.3
         else:
-            self._loop.add(self._pidfd, IN, lambda _events: self._reap())  # type: ignore[attr-defined]
+            self._loop.add(self._pidfd, IN, lambda _events: self._reap())
 
     def _reap_by_time(self) -> None:
         if not self._reap():
-            self._loop.later(_REAP_INTERVAL_S, self._reap_by_time)  # type: ignore[attr-defined]
+            self._loop.later(_REAP_INTERVAL_S, self._reap_by_time)
 
     def _reap(self) -> bool:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -162,13 +181,13 @@ class Process:
         self._status = status
         self._seconds = monotonic() - self._begin
         if self._pidfd >= 0:
-            self._loop.remove(self._pidfd)  # type: ignore[attr-defined]
+            self._loop.remove(self._pidfd)
             os.close(self._pidfd)
         self._close_input()
         if self._timer is not None:
-            self._timer.cancel()  # type: ignore[attr-defined]
+            self._timer.cancel()
         if self._outputs:
-            self._linger = self._loop.later(LINGER_S, self._finish)  # type: ignore[attr-defined]
+            self._linger = self._loop.later(LINGER_S, self._finish)
             for fd in list(self._outputs):
                 self._read_output(fd)
         else:
@@ -176,7 +195,7 @@ class Process:
         return True
 
     def _watch_output(self, fd: int) -> None:
-        self._loop.add(fd, IN | HANGUP, lambda _events: self._read_output(fd))  # type: ignore[attr-defined]
+        self._loop.add(fd, IN | HANGUP, lambda _events: self._read_output(fd))
 
     def _read_output(self, fd: int) -> None:
         kept = self._outputs[fd]
@@ -196,7 +215,7 @@ class Process:
 
     def _close_output(self, fd: int) -> None:
         del self._outputs[fd]
-        self._loop.remove(fd)  # type: ignore[attr-defined]
+        self._loop.remove(fd)
         os.close(fd)
 
     def _write_input(self, _events: int) -> None:
@@ -211,7 +230,7 @@ class Process:
 
     def _close_input(self) -> None:
         if self._stdin_fd >= 0:
-            self._loop.remove(self._stdin_fd)  # type: ignore[attr-defined]
+            self._loop.remove(self._stdin_fd)
             os.close(self._stdin_fd)
             self._stdin_fd = -1
 
@@ -221,22 +240,17 @@ class Process:
 
     def _finish(self) -> None:
         if self._linger is not None:
-            self._linger.cancel()  # type: ignore[attr-defined]
+            self._linger.cancel()
         for fd in list(self._outputs):
             self._close_output(fd)
-        result = Result()
         status = self._status or 0
-        result.signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-        result.exit_code = None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        result.stdout = bytes(self._stdout)
-        result.stderr = bytes(self._stderr)
-        result.truncated = self._truncated
-        result.timed_out = self._timed_out
-        result.seconds = self._seconds
-        self._done(result)  # type: ignore[operator]
+        result = Result(
+            status, bytes(self._stdout), bytes(self._stderr), self._truncated, self._timed_out, self._seconds
+        )
+        self._done(result)
 
 
-def _posix_spawn(program: str, argv: "list[str]", environment: "dict[str, str]", actions: "list") -> int:
+def _posix_spawn(program: str, argv: "list[str]", environment: "dict[str, str]", actions: "list[Any]") -> int:
     # Python ignores SIGPIPE and SIGXFSZ for itself; a program expects them as the kernel gives them.
     defaults = [_signal.SIGPIPE, _signal.SIGXFSZ]
     try:

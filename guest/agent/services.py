@@ -2,7 +2,14 @@
 
 import os
 
-from . import process
+from . import process, system
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .loop import Loop
 
 _INIT_D = "/etc/init.d"
 _CHANGE_S = 60.0
@@ -17,16 +24,14 @@ class ServiceError(Exception):
 
 def is_name(name: object) -> bool:
     """Whether `name` can be a service: never a path, never an option."""
-    return (
-        isinstance(name, str) and 1 <= len(name) <= 64 and name[0] not in ".:-" and _NAME_CHARACTERS.issuperset(name)
-    )
+    return isinstance(name, str) and 1 <= len(name) <= 64 and name[0] not in ".:-" and _NAME_CHARACTERS.issuperset(name)
 
 
 def has_systemd() -> bool:
     return os.path.isdir("/run/systemd/system")
 
 
-def change(loop: "object", name: str, action: str, done: "object") -> None:
+def change(loop: "Loop", name: str, action: str, done: "Callable[..., Any]") -> None:
     """Does `action` (`start` or `stop`), then calls `done(reason)` with None, or what went wrong.
 
     Raises:
@@ -35,23 +40,23 @@ def change(loop: "object", name: str, action: str, done: "object") -> None:
 
     def ended(result: "process.Result") -> None:
         if result.exit_code == 0:
-            done(None)  # type: ignore[operator]
+            done(None)
             return
         text = (result.stderr or result.stdout).decode("utf-8", "replace").strip()
         if result.timed_out:
             text = "it took longer than %g seconds" % _CHANGE_S
-        done(text[:400] or "exit code %s" % result.exit_code)  # type: ignore[operator]
+        done(text[:400] or "exit code %s" % result.exit_code)
 
     if has_systemd():
         argv = ["systemctl", action, "--", name]
-    elif os.access("%s/%s" % (_INIT_D, name), os.X_OK):
+    elif is_name(name) and _is_service(name):
         argv = ["%s/%s" % (_INIT_D, name), action]
     else:
         raise ServiceError("there is no service %s" % name)
     process.Process(loop, argv, ended, timeout_s=_CHANGE_S, limit=4096)
 
 
-def collect_states(loop: "object", done: "object") -> None:
+def collect_states(loop: "Loop", done: "Callable[..., Any]") -> None:
     """Calls `done(list of {"name", "state"})` when every service has said how it is, or has had its time to."""
     if has_systemd():
         _collect_units(loop, done)
@@ -59,7 +64,7 @@ def collect_states(loop: "object", done: "object") -> None:
         _collect_scripts(loop, done)
 
 
-def _collect_units(loop: "object", done: "object") -> None:
+def _collect_units(loop: "Loop", done: "Callable[..., Any]") -> None:
     def ended(result: "process.Result") -> None:
         states = []
         for line in result.stdout.decode("utf-8", "replace").splitlines()[:_MAX_SERVICES]:
@@ -67,18 +72,18 @@ def _collect_units(loop: "object", done: "object") -> None:
             if len(fields) >= 4:
                 state = {"active": "started", "inactive": "stopped", "failed": "failed"}.get(fields[2], "unknown")
                 states.append({"name": fields[0][:256], "state": state})
-        done(states)  # type: ignore[operator]
+        done(states)
 
     argv = ["systemctl", "list-units", "--type=service", "--all", "--plain", "--no-legend", "--no-pager"]
     process.Process(loop, argv, ended, timeout_s=_STATUS_S)
 
 
-def _collect_scripts(loop: "object", done: "object") -> None:
+def _collect_scripts(loop: "Loop", done: "Callable[..., Any]") -> None:
     names = _list_scripts()
     states: "dict[str, str]" = {}
 
     def finish() -> None:
-        done([{"name": name, "state": states[name]} for name in names])  # type: ignore[operator]
+        done([{"name": name, "state": states[name]} for name in names])
 
     def ask(name: str) -> None:
         def ended(result: "process.Result") -> None:
@@ -91,7 +96,7 @@ def _collect_scripts(loop: "object", done: "object") -> None:
             process.Process(loop, [_INIT_D + "/" + name, "status"], ended, timeout_s=_STATUS_S, limit=256)
         except OSError:
             states[name] = "unknown"  # a script that cannot be executed cannot say how it is
-            loop.soon(ask_next)  # type: ignore[attr-defined]
+            loop.soon(ask_next)
 
     waiting = list(names)
 
@@ -109,5 +114,11 @@ def _list_scripts() -> "list[str]":
         names = sorted(os.listdir(_INIT_D))
     except OSError:
         return []
-    # rcS and rcK are what busybox init runs, not services.
-    return [name for name in names if is_name(name) and name not in ("rcS", "rcK", "README")][:_MAX_SERVICES]
+    return [name for name in names if is_name(name) and _is_service(name)][:_MAX_SERVICES]
+
+
+def _is_service(name: str) -> bool:
+    """Whether the script is a service's: what init runs at boot and at the end lies there too, and asking that for its
+    `status` would run it. A service knows the word."""
+    path = "%s/%s" % (_INIT_D, name)
+    return os.access(path, os.X_OK) and "status" in system.read_text(path)

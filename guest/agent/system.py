@@ -2,6 +2,10 @@
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 def read_text(path: str, limit: int = 65536) -> str:
     """The beginning of a file as text, empty when it cannot be read."""
@@ -61,7 +65,7 @@ def read_own_memory() -> int:
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
 
 
-def list_disks() -> "list[dict]":
+def list_disks() -> "list[dict[str, Any]]":
     """The mounted file systems that have a size, at most 32. A share is left out: asking the host takes time."""
     disks = []
     for line in read_text("/proc/self/mounts").splitlines():

@@ -5,6 +5,13 @@ Source: Linux, lib/kobject_uevent.c; netlink(7). No udev is needed.
 
 import _socket
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .loop import Loop
+
 _AF_NETLINK = 16
 _NETLINK_KOBJECT_UEVENT = 15
 _FROM_KERNEL = 1
@@ -18,12 +25,12 @@ class Uevents:
     events, `heard({})` says that anything may have changed.
     """
 
-    def __init__(self, loop: "object", heard: "object") -> None:
+    def __init__(self, loop: "Loop", heard: "Callable[..., Any]") -> None:
         self._heard = heard
         self._socket = _socket.socket(_AF_NETLINK, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC, _NETLINK_KOBJECT_UEVENT)
         self._socket.setblocking(False)
         self._socket.bind((0, _FROM_KERNEL))
-        loop.add(self._socket.fileno(), 1, self._read)  # type: ignore[attr-defined]
+        loop.add(self._socket.fileno(), 1, self._read)
 
     def _read(self, _events: int) -> None:
         while True:

@@ -4,6 +4,11 @@ Used by every carrier. `json` itself imports `re`, which costs more than all the
 C parts of `json` are used directly where this Python has them and `json` itself where it does not.
 """
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_ANSWER_BYTES = 1024 * 1024
 MAX_INTEGER_DIGITS = 20
@@ -33,15 +38,14 @@ class _ScannerContext:
     parse_float = float
     parse_int = staticmethod(_parse_int)
     parse_constant = staticmethod(_parse_constant)
-    memo: "dict[str, str]" = {}
 
 
-def _build_codec():  # type: ignore[no-untyped-def]
+def _build_codec() -> "tuple[Callable[[str, int], tuple[Any, int]], Callable[[Any, int], Any]]":
     """Returns `scan(text, index) -> (value, end)` and `encode(value) -> chunks`."""
     try:
         import _json
 
-        scan = _json.make_scanner(_ScannerContext())
+        scan: "Callable[[str, int], tuple[Any, int]]" = _json.make_scanner(_ScannerContext())  # type: ignore[arg-type]
         encoder = _json.make_encoder(None, _refuse, _json.encode_basestring, None, ":", ",", False, False, False)
         if scan('{"a":[1]}', 0) != ({"a": [1]}, 9) or "".join(encoder({"a": [1]}, 0)) != '{"a":[1]}':
             raise TypeError("the C parts of json behave differently here")
@@ -62,7 +66,7 @@ def _refuse(value: object) -> object:
 _scan, _encode = _build_codec()
 
 
-def decode(line: bytes) -> "object":
+def decode(line: bytes) -> "Any":
     """Gives the one JSON value in `line`.
 
     Raises:

@@ -8,13 +8,19 @@ import os
 
 from ..loop import OUT
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..loop import Loop
+
 _MAX_LINES = 64
 
 
 class ConsoleCarrier:
     """Writes message lines to the terminal or file at `path`; None says nothing to anybody."""
 
-    def __init__(self, loop: "object", path: "str | None", counters: "dict") -> None:
+    def __init__(self, loop: "Loop", path: "str | None", counters: "dict[str, Any]") -> None:
         self._loop = loop
         self._path = path
         self._counters = counters
@@ -39,8 +45,10 @@ class ConsoleCarrier:
             self._flush()
 
     def _open(self) -> bool:
+        if self._path is None:
+            return False
         try:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_APPEND)  # type: ignore[arg-type]
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_APPEND)
         except OSError:
             return False
         return True
@@ -60,7 +68,7 @@ class ConsoleCarrier:
             except BlockingIOError:
                 if not self._waiting:
                     self._waiting = True
-                    self._loop.add(self._fd, OUT, self._flush)  # type: ignore[attr-defined]
+                    self._loop.add(self._fd, OUT, self._flush)
                 return
             except OSError:
                 # A getty that starts hangs the terminal up for everybody (EIO): open it anew for the next line.
@@ -69,11 +77,11 @@ class ConsoleCarrier:
                 self._rest = b""
         if self._waiting:
             self._waiting = False
-            self._loop.remove(self._fd)  # type: ignore[attr-defined]
+            self._loop.remove(self._fd)
 
     def _close(self) -> None:
         if self._waiting:
             self._waiting = False
-            self._loop.remove(self._fd)  # type: ignore[attr-defined]
+            self._loop.remove(self._fd)
         os.close(self._fd)
         self._fd = -1

@@ -10,6 +10,13 @@ import os
 from .. import wire
 from ..loop import EDGE, HANGUP, IN, OUT
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..loop import Loop
+
 ANSWER = 0
 STATUS = 1
 HEARTBEAT = 2
@@ -31,7 +38,13 @@ class PortCarrier:
     """
 
     def __init__(
-        self, loop: "object", fd: int, stays: bool, on_line: "object", on_lost: "object", counters: "dict"
+        self,
+        loop: "Loop",
+        fd: int,
+        stays: bool,
+        on_line: "Callable[..., Any]",
+        on_lost: "Callable[..., Any]",
+        counters: "dict[str, Any]",
     ) -> None:
         self.connected = not stays
         self._loop = loop
@@ -48,11 +61,11 @@ class PortCarrier:
         self._cut = False
         self._paused = False
         self._closed = False
-        self._flushed: "list" = []
+        self._flushed: "list[Any]" = []
 
     def start(self) -> None:
         """Begins to listen; what has already arrived is handled before this returns."""
-        self._loop.add(self._fd, IN | OUT | HANGUP | EDGE, self._on_event)  # type: ignore[attr-defined]
+        self._loop.add(self._fd, IN | OUT | HANGUP | EDGE, self._on_event)
         self._read()
 
     def send(self, line: bytes, kind: int) -> None:
@@ -77,8 +90,8 @@ class PortCarrier:
             self._bound()
         self._flush()
 
-    def when_flushed(self, callback: "object") -> None:
-        """Calls `callback()` once all that is queued now has been taken by the kernel, or nobody is there to take it."""
+    def when_flushed(self, callback: "Callable[..., Any]") -> None:
+        """Calls `callback()` once the kernel has taken all that is queued now, or nobody is there to take it."""
         self._flushed.append(callback)
         self._flush()
 
@@ -87,7 +100,7 @@ class PortCarrier:
         if not self._closed:
             self._closed = True
             self.connected = False
-            self._loop.remove(self._fd)  # type: ignore[attr-defined]
+            self._loop.remove(self._fd)
             os.close(self._fd)
             self._run_flushed()
 
@@ -135,8 +148,8 @@ class PortCarrier:
             if self._stays and not self.connected:
                 self._see_connected()
             for line in self._decoder.feed(data):
-                self._on_line(line)  # type: ignore[operator]
-        self._loop.soon(self._read_again)  # type: ignore[attr-defined]
+                self._on_line(line)
+        self._loop.soon(self._read_again)
 
     def _read_again(self) -> None:
         if not self._closed and not self._paused:
@@ -186,14 +199,14 @@ class PortCarrier:
                 break
         if self._paused and self._queued_bytes <= _PAUSE_ABOVE_BYTES // 2:
             self._paused = False
-            self._loop.soon(self._read_again)  # type: ignore[attr-defined]
+            self._loop.soon(self._read_again)
         if self._flushed and (self._closed or not self.connected or not (self._rest or self._queue)):
             self._run_flushed()
 
     def _run_flushed(self) -> None:
         callbacks, self._flushed = self._flushed, []
         for callback in callbacks:
-            self._loop.soon(callback)  # type: ignore[attr-defined]
+            self._loop.soon(callback)
 
     def _bound(self) -> None:
         for kind in (HEARTBEAT, STATUS):
@@ -226,4 +239,4 @@ class PortCarrier:
     def _lose(self, reason: str) -> None:
         if not self._closed:
             self.close()
-            self._on_lost(reason)  # type: ignore[operator]
+            self._on_lost(reason)

@@ -1,7 +1,8 @@
 """The shared directory as a carrier (guest floor): commands in `inbox/`, answers and status in `outbox/`.
 
 The agent looks when the host says `share_changed`, and once a second while the share is mounted. Names are taken as
-the other side made them, so every file is opened below its directory, without following links, and only a bounded regular file is read.
+the other side made them, so every file is opened below its directory, without following links, and only a
+bounded regular file is read.
 """
 
 import os
@@ -9,6 +10,13 @@ import stat
 
 from .. import commands, message, wire
 from ..loop import PRIORITY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..loop import Timer
+    from ..main import Agent
 
 _LOOK_S = 1.0
 _MAX_FILE_BYTES = wire.MAX_ANSWER_BYTES
@@ -19,15 +27,15 @@ _MAX_REMEMBERED = 256
 class ShareCarrier:
     """Watches the share that is, or will be, mounted at `path`."""
 
-    def __init__(self, agent: "object", path: str) -> None:
+    def __init__(self, agent: "Agent", path: str) -> None:
         self.mounted = False
         self._agent = agent
         self._path = path
-        self._timer: "object" = None
-        self._stuck: "set[tuple]" = set()
+        self._timer: "Timer | None" = None
+        self._stuck: "set[tuple[Any, ...]]" = set()
         # Polling the list of mounts for a priority event tells of every change. Source: proc_pid_mounts(5).
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        agent.loop.add(self._mounts, PRIORITY, self._look_at_mounts)  # type: ignore[attr-defined]
+        agent.loop.add(self._mounts, PRIORITY, self._look_at_mounts)
         self._look_at_mounts(0)
 
     def look(self) -> None:
@@ -49,31 +57,31 @@ class ShareCarrier:
         finally:
             os.close(inbox)
         if len(names) > _MAX_FILES_PER_LOOK:
-            self._agent.loop.soon(self.look)  # type: ignore[attr-defined]
+            self._agent.loop.soon(self.look)
 
     def _look_at_mounts(self, _events: int) -> None:
         mounted = _is_mounted(self._mounts, self._path)
         if mounted and not self.mounted:
             self.mounted = True
             self._write("agent-ready.json", self._build_ready())
-            self._agent.loop.soon(self.look)  # type: ignore[attr-defined]
+            self._agent.loop.soon(self.look)
         elif not mounted:
             self.mounted = False
             if self._timer is not None:
-                self._timer.cancel()  # type: ignore[attr-defined]
+                self._timer.cancel()
 
-    def _build_ready(self) -> "dict":
-        return self._agent.build_ready()  # type: ignore[attr-defined, no-any-return]
+    def _build_ready(self) -> "dict[str, Any]":
+        return self._agent.build_ready()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
-            self._timer.cancel()  # type: ignore[attr-defined]
-        self._timer = self._agent.loop.later(_LOOK_S, self.look)  # type: ignore[attr-defined]
+            self._timer.cancel()
+        self._timer = self._agent.loop.later(_LOOK_S, self.look)
 
     def _take(self, inbox: int, name: str) -> None:
         """Reads one file, removes it, then carries it out: a command is never carried out twice."""
 
-        def reply(answer: "dict") -> None:
+        def reply(answer: "dict[str, Any]") -> None:
             self._write(name, answer)
 
         try:
@@ -86,7 +94,8 @@ class ShareCarrier:
         except FileNotFoundError:
             return  # the host took it back
         except OSError as error:
-            self._say_once((name, "unlink"), "inbox/%s cannot be removed, so it is not carried out: %s" % (name[:128], error.strerror))
+            text = "inbox/%s cannot be removed, so it is not carried out: %s" % (name[:128], error.strerror)
+            self._say_once((name, "unlink"), text)
             return
         if len(data) > _MAX_FILE_BYTES:
             text = "the message was refused: it has more than %d bytes" % _MAX_FILE_BYTES
@@ -99,7 +108,7 @@ class ShareCarrier:
             return
         commands.handle(self._agent, value, reply)
 
-    def _write(self, name: str, answer: "dict") -> None:
+    def _write(self, name: str, answer: "dict[str, Any]") -> None:
         """Puts one message into the outbox; it appears there complete or not at all."""
         try:
             try:
@@ -112,16 +121,16 @@ class ShareCarrier:
             finally:
                 os.close(outbox)
         except OSError as error:
-            self._agent.counters["share_failures"] += 1  # type: ignore[attr-defined]
+            self._agent.counters["share_failures"] += 1
             self._say_once(("outbox", error.errno), "the outbox of the share cannot be written: %s" % error.strerror)
 
-    def _say_once(self, what: "tuple", text: str) -> None:
+    def _say_once(self, what: "tuple[Any, ...]", text: str) -> None:
         """Reports what the next look would only find again."""
         if what not in self._stuck:
             if len(self._stuck) >= _MAX_REMEMBERED:
                 self._stuck.clear()
             self._stuck.add(what)
-            self._agent.report("failed", text)  # type: ignore[attr-defined]
+            self._agent.report("failed", text)
 
 
 class _NotTaken(Exception):
@@ -141,7 +150,7 @@ def _read_file(directory: int, name: str) -> bytes:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         fd = os.open(name, flags, dir_fd=directory)
     except OSError as error:
-        raise _NotTaken(error.strerror, error.errno) from None
+        raise _NotTaken(str(error.strerror), error.errno) from None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -156,7 +165,7 @@ def _read_file(directory: int, name: str) -> bytes:
             room -= len(part)
         return b"".join(parts)
     except OSError as error:
-        raise _NotTaken(error.strerror, error.errno) from None
+        raise _NotTaken(str(error.strerror), error.errno) from None
     finally:
         os.close(fd)
 
@@ -188,4 +197,5 @@ def _is_mounted(mountinfo: int, path: str) -> bool:
         parts.append(part)
     # Source: proc_pid_mountinfo(5): field 5 is the mount point, with spaces and the like as octal escapes.
     wanted = path.rstrip("/").replace("\\", "\\134").replace(" ", "\\040").encode()
-    return any(len(fields) > 4 and fields[4] == wanted for fields in (line.split(b" ") for line in b"".join(parts).splitlines()))
+    lines = (line.split(b" ") for line in b"".join(parts).splitlines())
+    return any(len(fields) > 4 and fields[4] == wanted for fields in lines)

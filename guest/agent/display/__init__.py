@@ -7,8 +7,12 @@ import os
 
 from .. import system
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-def find_display() -> "dict | None":
+
+def find_display() -> "dict[str, Any] | None":
     """Width, height and driver of the first screen; None while there is none. Opens no device."""
     for card in _list("/sys/class/drm", "card"):
         if "-" in card:
@@ -28,7 +32,7 @@ def find_display() -> "dict | None":
     return None
 
 
-def _prefer_current(display: "dict") -> "dict":
+def _prefer_current(display: "dict[str, Any]") -> "dict[str, Any]":
     """What the console's framebuffer shows now is truer than the list of what the screen could show."""
     width, _, height = system.read_text("/sys/class/graphics/fb0/virtual_size", 64).strip().partition(",")
     if width.isdigit() and height.isdigit():

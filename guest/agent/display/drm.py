@@ -1,7 +1,7 @@
 """Draws through the kernel's mode setting: one buffer, one screen (guest floor); used by `screen`.
 
-Plain memory buffers ("dumb buffers") are what every driver has. Source of all numbers and layouts: Linux, include/uapi/drm/drm.h and
-drm_mode.h; drm-memory(7).
+Plain memory buffers ("dumb buffers") are what every driver has. Source of all numbers and layouts: Linux,
+include/uapi/drm/drm.h and drm_mode.h; drm-memory(7).
 """
 
 import fcntl
@@ -98,7 +98,8 @@ class Card:
     def write_row(self, x: int, y: int, pixels: bytes) -> None:
         """Puts a row of 4-byte pixels (blue, green, red, unused) at `x`, `y`; it must fit."""
         at = y * self.pitch + x * 4
-        self._map[at : at + len(pixels)] = pixels  # type: ignore[index]
+        if self._map is not None:
+            self._map[at : at + len(pixels)] = pixels
 
     def clear(self) -> None:
         row = bytes(self.width * 4)
@@ -145,7 +146,8 @@ class Card:
         return list(lists[2][: counts[2]])
 
     def _look_at(self, connector: int) -> "tuple[list[bytes], int] | None":
-        # drm_mode_get_connector: pointers (encoders, modes, props, values), counts (modes, props, encoders), encoder, connector, …
+        # drm_mode_get_connector: pointers (encoders, modes, props, values), counts (modes, props, encoders), encoder,
+        # connector, type, type id, connection, …
         answer = bytearray(80)
         struct.pack_into("=I", answer, 48, connector)
         fcntl.ioctl(self._fd, _GET_CONNECTOR, answer)

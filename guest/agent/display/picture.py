@@ -1,10 +1,16 @@
 """Decodes pictures (guest floor): PPM (P6) and PNG of 8 bits a channel, not interlaced; used by `screen`.
 
-Both decoders are generators that stop between rows, so that the loop can serve others meanwhile; their value is a `Picture`.
+Both decoders are generators that stop between rows, so that the loop can serve others meanwhile; their
+value is a `Picture`.
 Source: the PNG specification (W3C, third edition), sections 5, 9 and 11; Netpbm, ppm(5).
 """
 
 import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from typing import Any
 
 MAX_PIXELS = 16 * 1024 * 1024
 _MAX_SIDE = 16384
@@ -23,13 +29,13 @@ class Picture:
         self.height = height
         self.rows: "list[bytes]" = []
 
-    def add(self, red: bytes, green: bytes, blue: bytes) -> None:
+    def add(self, red: "bytes | bytearray", green: "bytes | bytearray", blue: "bytes | bytearray") -> None:
         row = bytearray(self.width * 4)
         row[0::4], row[1::4], row[2::4] = blue, green, red
         self.rows.append(bytes(row))
 
 
-def decode(kind: str, data: bytes):  # type: ignore[no-untyped-def]
+def decode(kind: str, data: bytes) -> "Generator[None, None, Picture]":
     """A generator that decodes `data` (`kind` is `ppm` or `png`) and returns a Picture.
 
     Raises:
@@ -44,7 +50,7 @@ def _make_picture(width: int, height: int) -> Picture:
     return Picture(width, height)
 
 
-def _decode_ppm(data: bytes):  # type: ignore[no-untyped-def]
+def _decode_ppm(data: bytes) -> "Generator[None, None, Picture]":
     if data[:2] != b"P6":
         raise PictureError("it is not a binary PPM: it does not begin with P6")
     (width, height, maximum), at = _read_ppm_header(data)
@@ -55,9 +61,11 @@ def _decode_ppm(data: bytes):  # type: ignore[no-untyped-def]
     stride = width * 3 * size
     if len(data) - at < stride * height:
         raise PictureError("the PPM is cut short")
-    scale = None if maximum in (255, 65535) else bytes(min(255, value * 255 // min(maximum, 255)) for value in range(256))
     if size == 2 and maximum != 65535:
         raise PictureError("of PPMs with two bytes a channel only those up to 65535 can be shown")
+    scale = None
+    if size == 1 and maximum != 255:
+        scale = bytes(min(255, value * 255 // maximum) for value in range(256))
     for _ in range(height):
         row = data[at : at + stride : size]  # of two bytes the first is the larger one
         if scale is not None:
@@ -69,7 +77,7 @@ def _decode_ppm(data: bytes):  # type: ignore[no-untyped-def]
 
 
 def _read_ppm_header(data: bytes) -> "tuple[list[int], int]":
-    numbers = []
+    numbers: "list[int]" = []
     at = 2
     while len(numbers) < 3:
         if data[at : at + 1] == b"#":
@@ -88,7 +96,7 @@ def _read_ppm_header(data: bytes) -> "tuple[list[int], int]":
     return numbers, at + 1
 
 
-def _decode_png(data: bytes):  # type: ignore[no-untyped-def]
+def _decode_png(data: bytes) -> "Generator[None, None, Picture]":
     import zlib
 
     width, height, kind, palette, packed = _read_chunks(data, zlib.crc32)
@@ -118,7 +126,7 @@ def _decode_png(data: bytes):  # type: ignore[no-untyped-def]
     return picture
 
 
-def _read_chunks(data: bytes, crc32: "object") -> "tuple[int, int, int, bytes, bytes]":
+def _read_chunks(data: bytes, crc32: "Callable[..., Any]") -> "tuple[int, int, int, bytes, bytes]":
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         raise PictureError("it is not a PNG")
     at = 8
@@ -132,7 +140,7 @@ def _read_chunks(data: bytes, crc32: "object") -> "tuple[int, int, int, bytes, b
         check = data[at + 8 + length : at + 12 + length]
         if len(check) < 4:
             raise PictureError("the PNG is cut short")
-        if crc32(data[at + 4 : at + 8 + length]) != struct.unpack(">I", check)[0]:  # type: ignore[operator]
+        if crc32(data[at + 4 : at + 8 + length]) != struct.unpack(">I", check)[0]:
             raise PictureError("the PNG is damaged: a checksum is wrong")
         at += 12 + length
         if name == b"IHDR":
@@ -161,7 +169,7 @@ def _unfilter(kind: int, row: bytearray, above: bytearray, step: int) -> None:
         for at in range(step, len(row)):
             row[at] = (row[at] + row[at - step]) & 255
     elif kind == 2:
-        row[:] = bytes([(value + up) & 255 for value, up in zip(row, above)])
+        row[:] = bytes([(value + up) & 255 for value, up in zip(row, above)])  # noqa: B905 - strict= needs Python 3.10
     elif kind == 3:
         for at in range(len(row)):
             left = row[at - step] if at >= step else 0
@@ -191,15 +199,14 @@ def _add_row(picture: Picture, row: bytearray, kind: int, palette: bytes) -> Non
     elif kind in (2, 6):
         step = _CHANNELS[kind]
         channels = [row[channel::step] for channel in range(3)]
-        picture.add(*(_over_black(channel, row[3::4]) for channel in channels) if kind == 6 else channels)
+        picture.add(*(_over_black(channel, row[3::4]) if kind == 6 else channel for channel in channels))
     else:
-        grey = row[0::2] if kind == 4 else row
-        grey = _over_black(grey, row[1::2]) if kind == 4 else grey
+        grey = _over_black(row[0::2], row[1::2]) if kind == 4 else row
         picture.add(grey, grey, grey)
 
 
-def _over_black(channel: bytearray, alpha: bytearray) -> bytes:
+def _over_black(channel: bytearray, alpha: bytearray) -> "bytes | bytearray":
     """What is transparent shows the black behind it."""
     if alpha.count(255) == len(alpha):
-        return bytes(channel)
-    return bytes([value * opacity // 255 for value, opacity in zip(channel, alpha)])
+        return channel
+    return bytes([value * opacity // 255 for value, opacity in zip(channel, alpha)])  # noqa: B905 - as above

@@ -11,6 +11,13 @@ from .drm import Card, NoScreen
 from .font import Font
 from .picture import PictureError, decode
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from typing import Any
+
+    from ..commands import Command
+
 _MAX_FILE_BYTES = 64 * 1024 * 1024
 
 
@@ -22,9 +29,9 @@ class Screen:
         self.drawing = False
 
 
-def show_text(command: "object") -> None:
+def show_text(command: "Command") -> None:
     """Draws text from the top left, in lines as long as the screen is wide; what does not fit is left out."""
-    text = command.details["text"]  # type: ignore[attr-defined]
+    text = command.details["text"]
     if not text:
         _give_back(command)
         return
@@ -37,7 +44,7 @@ def show_text(command: "object") -> None:
     lines = _wrap(text, columns)[:rows]
     on, off = b"\xff\xff\xff\x00", b"\x00\x00\x00\x00"
 
-    def draw():  # type: ignore[no-untyped-def]
+    def draw() -> "Generator[None, None, dict[str, Any]]":
         card.clear()
         for row, line in enumerate(lines):
             glyphs = [font.get_rows(character) for character in line]
@@ -53,9 +60,9 @@ def show_text(command: "object") -> None:
     _run(command, screen, draw())
 
 
-def show_picture(command: "object") -> None:
+def show_picture(command: "Command") -> None:
     """Draws a picture in the middle of a black screen, made smaller by a whole number where it is too large."""
-    details = command.details  # type: ignore[attr-defined]
+    details = command.details
     data = _read_picture(command)
     if data is None:
         return
@@ -64,7 +71,7 @@ def show_picture(command: "object") -> None:
         return
     card = screen.card
 
-    def draw():  # type: ignore[no-untyped-def]
+    def draw() -> "Generator[None, None, dict[str, Any]]":
         picture = yield from decode(details["format"], data)
         scale = max(1, -(-picture.width // card.width), -(-picture.height // card.height))
         rows = picture.rows[::scale]
@@ -87,46 +94,46 @@ def show_picture(command: "object") -> None:
     _run(command, screen, draw())
 
 
-def set_mode(command: "object") -> None:
+def set_mode(command: "Command") -> None:
     """Gives the screen another size; what it showed is gone."""
-    width, height = command.details["width"], command.details["height"]  # type: ignore[attr-defined]
+    width, height = command.details["width"], command.details["height"]
     screen = _get_screen(command)
     if screen is None:
         return
     if not screen.card.set_mode(width, height):
         sizes = ", ".join("%dx%d" % size for size in screen.card.list_modes()[:24])
-        command.fail("not-found", "the screen has no mode %dx%d; it has %s" % (width, height, sizes))  # type: ignore[attr-defined]
+        command.fail("not-found", "the screen has no mode %dx%d; it has %s" % (width, height, sizes))
         return
     details = {"width": width, "height": height, "driver": (find_display() or {"driver": ""})["driver"]}
-    command.agent.emit("graphics", "mode changed", details)  # type: ignore[attr-defined]
-    command.done(details)  # type: ignore[attr-defined]
+    command.agent.emit("graphics", "mode changed", details)
+    command.done(details)
 
 
-def _give_back(command: "object") -> None:
-    screen = command.agent.display  # type: ignore[attr-defined]
+def _give_back(command: "Command") -> None:
+    screen = command.agent.display
     if screen is not None and screen.drawing:
-        command.fail("busy", "a picture is being drawn")  # type: ignore[attr-defined]
+        command.fail("busy", "a picture is being drawn")
         return
     if screen is not None:
         screen.card.close()
-        command.agent.display = None  # type: ignore[attr-defined]
+        command.agent.display = None
     display = find_display() or {"width": 0, "height": 0}
-    command.done({"width": display["width"], "height": display["height"], "columns": 0, "rows": 0})  # type: ignore[attr-defined]
+    command.done({"width": display["width"], "height": display["height"], "columns": 0, "rows": 0})
 
 
-def _get_screen(command: "object") -> "Screen | None":
+def _get_screen(command: "Command") -> "Screen | None":
     """The screen, taken over now if need be; None when the command has been answered with the reason why not."""
-    agent = command.agent  # type: ignore[attr-defined]
+    agent = command.agent
     try:
         if agent.display is None:
             agent.display = _take_screen()
     except NoScreen as error:
-        command.fail("not-found", str(error))  # type: ignore[attr-defined]
+        command.fail("not-found", str(error))
         return None
     if agent.display.drawing:
-        command.fail("busy", "a picture is being drawn")  # type: ignore[attr-defined]
+        command.fail("busy", "a picture is being drawn")
         return None
-    return agent.display  # type: ignore[no-any-return]
+    return agent.display
 
 
 def _take_screen() -> Screen:
@@ -147,42 +154,42 @@ def _take_screen() -> Screen:
     return Screen(card)
 
 
-def _read_picture(command: "object") -> "bytes | None":
-    details = command.details  # type: ignore[attr-defined]
+def _read_picture(command: "Command") -> "bytes | None":
+    details = command.details
     if "data" in details:
         import binascii
 
         try:
             return binascii.a2b_base64(details["data"].encode("ascii"))
         except (ValueError, UnicodeEncodeError):
-            command.fail("bad-details", "data is not base64")  # type: ignore[attr-defined]
+            command.fail("bad-details", "data is not base64")
             return None
     try:
         fd = os.open(details["path"], os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        command.fail("not-found", "%s: %s" % (details["path"][:256], error.strerror))  # type: ignore[attr-defined]
+        command.fail("not-found", "%s: %s" % (details["path"][:256], error.strerror))
         return None
     with open(fd, "rb", 0) as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE_BYTES:
             text = "%s is not a regular file of at most %d bytes" % (details["path"][:256], _MAX_FILE_BYTES)
-            command.fail("bad-details", text)  # type: ignore[attr-defined]
+            command.fail("bad-details", text)
             return None
         return file.read(_MAX_FILE_BYTES)
 
 
-def _run(command: "object", screen: Screen, steps: "object") -> None:
-    def done(details: "dict | None", error: "Exception | None") -> None:
+def _run(command: "Command", screen: Screen, steps: "Generator[None, None, Any]") -> None:
+    def done(details: "dict[str, Any] | None", error: "Exception | None") -> None:
         screen.drawing = False
-        if error is None:
-            command.done(details)  # type: ignore[attr-defined]
+        if details is not None:
+            command.done(details)
         elif isinstance(error, PictureError):
-            command.fail("bad-details", str(error))  # type: ignore[attr-defined]
+            command.fail("bad-details", str(error))
         else:
-            command.fail("failed", "the screen could not be drawn on: %s" % error)  # type: ignore[attr-defined]
+            command.fail("failed", "the screen could not be drawn on: %s" % error)
 
     screen.drawing = True
-    command.agent.loop.slices(steps, done)  # type: ignore[attr-defined]
+    command.agent.loop.slices(steps, done)
 
 
 def _wrap(text: str, columns: int) -> "list[str]":

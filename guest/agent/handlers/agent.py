@@ -4,12 +4,18 @@ import os
 
 from .. import PROTOCOL, VERSION
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-def ping(_call: "object", _params: "dict") -> "dict":
+    from ..dispatch import Call
+
+
+def ping(_call: "Call", _params: "dict[str, Any]") -> "dict[str, Any]":
     return {}
 
 
-def get_agent_info(call: "object", _params: "dict") -> "dict":
+def get_agent_info(call: "Call", _params: "dict[str, Any]") -> "dict[str, Any]":
     from ..dispatch import HANDLERS
 
     return {
@@ -30,4 +36,4 @@ def read_boot_id() -> str:
         return ""
 
 
-METHODS = {"ping": (ping, {}), "get_agent_info": (get_agent_info, {})}
+METHODS: "dict[str, tuple[Any, ...]]" = {"ping": (ping, {}), "get_agent_info": (get_agent_info, {})}

@@ -2,20 +2,26 @@
 
 from .. import dispatch, process, wire
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..dispatch import Call
+
 # Room in an answer for everything that is not output.
 _ENVELOPE_BYTES = 1024
 _MAX_TIMEOUT_S = 86400
 
 
-def exec_command(call: "object", params: "dict") -> None:
-    agent = call.agent  # type: ignore[attr-defined]
+def exec_command(call: "Call", params: "dict[str, Any]") -> None:
+    agent = call.agent
     if agent.commands_running >= agent.config["exec_concurrent"]:
         raise dispatch.CallError(dispatch.BUSY, "%d commands are running already" % agent.commands_running)
     timeout_s = params.get("timeout_s", agent.config["exec_timeout_s"])
 
     def done(result: "process.Result") -> None:
         agent.commands_running -= 1
-        call.done(_build_result(result))  # type: ignore[attr-defined]
+        call.done(_build_result(result))
 
     try:
         process.Process(
@@ -42,7 +48,7 @@ def _sentence(error: OSError) -> str:
     return "%s: %s" % (error.filename, error.strerror) if error.filename else str(error.strerror)
 
 
-def _build_result(result: "process.Result") -> "dict":
+def _build_result(result: "process.Result") -> "dict[str, Any]":
     """The result as JSON, cut further where its encoded form would not fit on a line."""
     stdout, stderr, truncated = result.stdout, result.stderr, result.truncated
     while True:
@@ -61,7 +67,7 @@ def _build_result(result: "process.Result") -> "dict":
         stdout, stderr, truncated = stdout[: len(stdout) // 2], stderr[: len(stderr) // 2], True
 
 
-def _add_output(answer: "dict", name: str, data: bytes, truncated: bool) -> None:
+def _add_output(answer: "dict[str, Any]", name: str, data: bytes, truncated: bool) -> None:
     """Adds an output as text; bytes that are not UTF-8 appear as U+FFFD there and whole in NAME_base64."""
     try:
         answer[name] = data.decode("utf-8")
@@ -93,7 +99,7 @@ def _check_word(value: object) -> "str | None":
 
 
 def _check_cwd(value: object) -> "str | None":
-    if _check_word(value) is not None or not value.startswith("/") or len(value) > 4096:  # type: ignore[attr-defined]
+    if _check_word(value) is not None or not str(value).startswith("/") or len(str(value)) > 4096:
         return "is not an absolute path"
     return None
 

@@ -2,22 +2,28 @@
 
 from .. import dispatch, power
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-def shutdown(call: "object", _params: "dict") -> None:
+    from ..dispatch import Call
+
+
+def shutdown(call: "Call", _params: "dict[str, Any]") -> None:
     _answer_then_go(call, "poweroff")
 
 
-def reboot(call: "object", _params: "dict") -> None:
+def reboot(call: "Call", _params: "dict[str, Any]") -> None:
     _answer_then_go(call, "reboot")
 
 
-def _answer_then_go(call: "object", action: str) -> None:
+def _answer_then_go(call: "Call", action: str) -> None:
     try:
-        go = power.prepare(call.agent, action)  # type: ignore[attr-defined]
+        go = power.prepare(call.agent, action)
     except power.PowerError as error:
         raise dispatch.CallError(dispatch.NOT_FOUND, str(error)) from None
-    call.done({})  # type: ignore[attr-defined]
-    go()  # type: ignore[operator]
+    call.done({})
+    go()
 
 
-METHODS = {"shutdown": (shutdown, {}), "reboot": (reboot, {})}
+METHODS: "dict[str, tuple[Any, ...]]" = {"shutdown": (shutdown, {}), "reboot": (reboot, {})}

@@ -2,8 +2,14 @@
 
 from .. import system
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-def get_system_info(_call: "object", _params: "dict") -> "dict":
+    from ..dispatch import Call
+
+
+def get_system_info(_call: "Call", _params: "dict[str, Any]") -> "dict[str, Any]":
     memory = system.read_memory()
     return {
         "hostname": system.read_hostname(),
@@ -18,4 +24,4 @@ def get_system_info(_call: "object", _params: "dict") -> "dict":
     }
 
 
-METHODS = {"get_system_info": (get_system_info, {})}
+METHODS: "dict[str, tuple[Any, ...]]" = {"get_system_info": (get_system_info, {})}
