@@ -178,12 +178,12 @@ async def _quit_when_stopped(path: Path) -> AsyncIterator[None]:
 
     This is not a monitor client: it looks for two words, so that the probe runs before set-up too.
     """
-    connections: set[asyncio.Task[None]] = set()
+    connections: list[tuple[asyncio.Task[None], asyncio.StreamWriter]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         if task is not None:
-            connections.add(task)
+            connections.append((task, writer))
         try:
             # There are no events before the negotiation, so the guest may be stopped already: ask once.
             writer.write(b'{"execute": "qmp_capabilities"}\n{"execute": "query-status"}\n')
@@ -212,9 +212,10 @@ async def _quit_when_stopped(path: Path) -> AsyncIterator[None]:
         yield
     finally:
         server.close()
-        for connection in connections:
-            connection.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        # QEMU is gone, but something it started may still hold the other end: do not wait for that.
+        for _, writer in connections:
+            writer.transport.abort()
+        await asyncio.gather(*(task for task, _ in connections))
 
 
 def _lack(reason: str, hint: str) -> KvmVerdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import stat
 import sys
 import textwrap
@@ -279,6 +280,33 @@ async def test_the_probe_leaves_no_task_and_no_file(
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_a_connection_that_outlives_qemu_does_not_hold_the_probe_up(tmp_path: Path, host: KvmHost) -> None:
+    pid_file = tmp_path / "pid"
+    qemu = write_qemu(
+        tmp_path / "qemu",
+        f"""\
+        monitor = socket.socket(socket.AF_UNIX)
+        monitor.connect("monitor.socket")
+        monitor.sendall(b"{{}}\\n")
+        monitor.recv(100)
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.close(1), os.close(2)
+            time.sleep(60)
+        open({str(pid_file)!r}, "w").write(str(pid))
+        os._exit(85)
+        """,
+    )
+    try:
+        async with asyncio.timeout(10):
+            verdict = await probe_kvm(qemu, run, host=host)
+    finally:
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    assert verdict.works
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_no_room_for_the_image_is_a_reason_not_a_crash(
     tmp_path: Path, host: KvmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,6 +485,16 @@ async def test_a_device_that_comes_back_is_seen_at_once(tmp_path: Path, host: Kv
     gone = KvmHost(tmp_path / "kvm", host.cpu_info, host.boot_id, "x86_64")
     assert (await choose_accelerator("auto", qemu, run, tmp_path / "cache", host=gone)).name == "tcg"
     assert (await choose_accelerator("auto", qemu, run, tmp_path / "cache", host=host)).name == "kvm"
+
+
+async def test_a_device_that_does_not_open_is_not_remembered(tmp_path: Path, host: KvmHost) -> None:
+    device = tmp_path / "kvm"
+    device.write_bytes(b"")
+    closed = KvmHost(device, host.cpu_info, host.boot_id, "x86_64")
+    qemu = write_qemu(tmp_path / "qemu", "")
+    choice = await choose_accelerator("auto", qemu, run, tmp_path / "cache", host=closed)
+    assert choice.name == "tcg"
+    assert not (tmp_path / "cache").exists()
 
 
 async def test_an_unwritable_cache_is_no_error(tmp_path: Path, host: KvmHost) -> None:

@@ -73,7 +73,7 @@ class Machine:
         return subprocess.run(
             [self.python, "-c", DEPS, str(self.programs), f"{self.root}/", *arguments],
             env={"PATH": str(self.programs), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-            stdin=subprocess.DEVNULL,
+            input="y\n",  # what a user typed ahead; apt-get must not take it for an answer
             capture_output=True,
             text=True,
             timeout=60,
