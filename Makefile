@@ -54,22 +54,24 @@ setup: deps-install-essential setup-python ## what every run needs: system packa
 
 setup-python: $(VENV)/.ready ## the Python environment in .venv
 
-deps-install-essential: build/.deps-essential ## missing system packages, installed with apt-get
+deps-install-essential: ## missing system packages, installed with apt-get
+	@$(PYTHON) -m control.launch.deps essential
+	@mkdir -p build && touch build/.deps-essential
 
-deps-install-test: build/.deps-test ## what only the tests need
+deps-install-test: deps-install-essential ## what only the tests need
+	@$(PYTHON) -m control.launch.deps test
 
 image: build/image/image.json ## the built-in guest image in build/image
 
 doctor: ## look at this host and say what is missing, and the cure
 	@$(PYTHON) -m control.launch.doctor $(ARGS)
 
-build/.deps-%: control/host.py control/launch/deps.py
-	@$(SYSTEM_PYTHON) -m control.launch.deps $*
-	@mkdir -p build && touch $@
+build/.deps-essential:
+	@$(MAKE) deps-install-essential
 
 $(VENV)/.ready: pyproject.toml | build/.deps-essential
 	@echo "unhinged: making the Python environment in $(VENV)" >&2
-	@$(SYSTEM_PYTHON) -m venv $(VENV)
+	@$$($(SYSTEM_PYTHON) -m control.launch.deps python) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
@@ -78,8 +80,8 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-build/image/image.json: $(IMAGE_SOURCES) | build/.deps-essential
-	@$(SYSTEM_PYTHON) iso/build.py --output build/image --cache build/cache
+build/image/image.json: $(IMAGE_SOURCES) | $(VENV)/.ready
+	@$(VENV)/bin/python iso/build.py --output build/image --cache build/cache
 	@touch $@
 
 ##@ Check

@@ -19,6 +19,11 @@ from control.errors import ConsoleError
 PIPE_BUF_BYTES = select.PIPE_BUF
 """What a writable pipe takes at once without blocking (pipe(7))."""
 
+TIDY = b"\x1b[0m\x1b[?25h\x1b[?7h\x1b[?2004l"
+"""What a terminal is left with: default colours, cursor shown, lines wrapped, no bracketed paste.
+
+Firmware, boot loaders and shells change all of these, and cannot set them back when the VM is simply gone."""
+
 
 class OutputSink:
     """Takes bytes in order, each exactly once; made by `open_output_sink`."""
@@ -86,4 +91,7 @@ def open_output_sink(descriptor: int) -> Iterator[OutputSink]:
     try:
         yield OutputSink(own, waits=True, at_once=None)
     finally:
+        if os.isatty(own):
+            with contextlib.suppress(OSError):  # a terminal that was hung up, or whose screen is stopped
+                os.write(own, TIDY)
         os.close(own)

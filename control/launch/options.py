@@ -40,7 +40,7 @@ class LaunchOptions:
     timeout_s: float | None = None
     boot_watch: bool = True
     attach: bool = False
-    qemu: str = "qemu-system-x86_64"
+    qemu: str = ""
     qemu_args: tuple[str, ...] = field(default=())
     debug: bool = False
 
@@ -75,7 +75,7 @@ def build_parser(program: str, description: str) -> argparse.ArgumentParser:
     machine.add_argument("--network", choices=("user", "none"), default="user", help="default: user")
     machine.add_argument("--display", choices=("std", "none"), default="std", help="VGA card or none (default: std)")
     machine.add_argument("--share", metavar="DIR", help="share this directory with the guest (9p, tag 'host')")
-    machine.add_argument("--qemu", metavar="PROGRAM", default="qemu-system-x86_64", help="the QEMU to run")
+    machine.add_argument("--qemu", metavar="PROGRAM", default="", help="the QEMU to run (default: QEMU=, or PATH)")
     machine.add_argument("--qemu-arg", metavar="WORD", action="append", default=[], help="a word for QEMU itself")
     run = parser.add_argument_group("the run")
     run.add_argument("--until", metavar="REGEX", help="end with success once the console shows this")

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from control.accel.choice import AcceleratorChoice, choose_accelerator
 from control.errors import ConfigError, HostError, ImageError
+from control.host import find_qemu, look_around
 from control.launch import files as check
 from control.launch.options import LaunchOptions
 from control.paths import IMAGE, InstanceFiles, cache_directory
@@ -47,7 +48,7 @@ async def prepare(options: LaunchOptions, files: InstanceFiles, *, with_agent: b
     _check_memory(options.memory_bytes)
     boot, builtin = _choose_boot(options)
     disks = await _choose_disks(options, files, builtin=builtin)
-    qemu = _find_qemu(options.qemu)
+    qemu = find_qemu(look_around({**os.environ, "QEMU": options.qemu} if options.qemu else None))
     choice = await choose_accelerator(_accelerator(options.accel), qemu, run, cache_directory())
     if options.firmware == "uefi":
         await _copy_firmware_variables(files)
@@ -158,15 +159,6 @@ def _takes_attributes(directory: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _find_qemu(name: str) -> Path:
-    found = shutil.which(name)
-    if found is None:
-        raise HostError(
-            f"{name} is not installed", hint="make deps-install-essential, or make doctor for the whole list"
-        )
-    return Path(found)
 
 
 async def _copy_firmware_variables(files: InstanceFiles) -> None:

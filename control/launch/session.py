@@ -21,10 +21,12 @@ from control.errors import (
     StateError,
     WaitTimeout,
 )
+from control.host import probe_qemu_version
 from control.launch.options import LaunchOptions
 from control.launch.prepare import Prepared, prepare
 from control.launch.until import UntilMatcher
 from control.paths import InstanceFiles, find_instance_files, runtime_directory
+from control.process.run import run
 from control.units import format_duration
 from control.vm.instance import claim_instance, find_running, read_record
 from control.vm.listener import Carrier, Listener
@@ -143,9 +145,14 @@ async def _run_prepared(
     matched = asyncio.Event()
     watcher = _Watcher(view, UntilMatcher(options.until) if options.until else None, matched)
     person = view.for_person or not options.boot_watch
-    async with open_vm(prepared.spec, files, watcher, for_person=person) as vm:
-        await vm.resume()
-        return await _see_through(vm, options, view, matched, interrupted)
+    try:
+        async with open_vm(prepared.spec, files, watcher, for_person=person) as vm:
+            await vm.resume()
+            return await _see_through(vm, options, view, matched, interrupted)
+    except LaunchError:
+        # Asked only now, because it takes as long as a QEMU start: is it merely too old for its command line?
+        await probe_qemu_version(Path(prepared.spec.qemu), run)
+        raise
 
 
 async def _run_attached(options: LaunchOptions, view: View, interrupted: asyncio.Event) -> Outcome:

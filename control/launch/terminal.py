@@ -14,9 +14,6 @@ _CC = 6
 _IFLAG, _LFLAG = 0, 3
 _INTERRUPT_KEY = 0x03
 
-# Show the cursor, default colours, no bracketed paste: what a guest's shell or editor may have left set.
-_TIDY = b"\x1b[?25h\x1b[0m\x1b[?2004l"
-
 
 class Terminal:
     """The terminal on stdin; made by `open_terminal`, which also restores it."""
@@ -44,8 +41,6 @@ class Terminal:
     def restore(self) -> None:
         """Put the terminal back as it was found."""
         termios.tcsetattr(self._descriptor, termios.TCSANOW, self._original)
-        with contextlib.suppress(OSError):
-            os.write(self._descriptor, _TIDY)
 
     async def read(self) -> bytes:
         """Wait for keys (raw mode) or a line (line mode); empty when the terminal is gone."""
