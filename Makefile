@@ -85,15 +85,17 @@ build/image/image.json: $(IMAGE_SOURCES) | $(VENV)/.ready
 	@touch $@
 
 ##@ Check
-.PHONY: test test-fast test-all lint types check bench
+.PHONY: test test-fast test-slow test-all lint types check bench
 test: setup deps-install-test image $(VENV)/.ready-dev ## all tests that end within ten minutes, boots included
 	@$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
 
 test-fast: setup $(VENV)/.ready-dev ## tests without a guest
 	@$(VENV)/bin/python -m pytest -m "not boot and not slow" $(ARGS)
 
-test-all: setup deps-install-test image $(VENV)/.ready-dev ## the long ones too
-	@$(VENV)/bin/python -m pytest $(ARGS)
+test-slow: setup deps-install-test image $(VENV)/.ready-dev ## the long ones: a foreign installer, soaks
+	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+test-all: test test-slow ## all of them
 
 lint: $(VENV)/.ready-dev ## ruff
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
