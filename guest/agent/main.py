@@ -146,6 +146,7 @@ class Agent:
                 raise SystemExit("%s cannot be opened: %s" % (path, error.strerror)) from None
         else:
             os.set_blocking(fd, False)
+            os.set_inheritable(fd, False)  # it came by inheritance; the commands we run shall not have it
         port = PortCarrier(self.loop, fd, stays, self._handle_line, self._lose_port, self.counters)
         self._port = port
         for line in self._unsent:

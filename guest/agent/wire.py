@@ -66,6 +66,17 @@ def _refuse(value: object) -> object:
 _scan, _encode = _build_codec()
 
 
+def _scan_with_errors(text: str) -> "tuple[Any, int]":
+    try:
+        return _scan(text, 0)
+    except SystemError:
+        # The C scanner takes its exception from json.decoder and fails like this while nobody has imported that.
+        # It is slow to import, so it waits for the first line that is not JSON. Source: Modules/_json.c, raise_errmsg.
+        import json.decoder  # noqa: F401
+
+        return _scan(text, 0)
+
+
 def decode(line: bytes) -> "Any":
     """Gives the one JSON value in `line`.
 
@@ -74,7 +85,7 @@ def decode(line: bytes) -> "Any":
     """
     try:
         text = line.decode("utf-8").strip(" \t\r\n")
-        value, end = _scan(text, 0)
+        value, end = _scan_with_errors(text)
     except StopIteration:
         raise WireError("the line is not JSON") from None
     except UnicodeDecodeError:

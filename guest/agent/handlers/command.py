@@ -64,7 +64,11 @@ def _build_result(result: "process.Result") -> "dict[str, Any]":
         if len(stdout) + len(stderr) < 65536 or len(wire.encode(answer)) + _ENVELOPE_BYTES <= wire.MAX_ANSWER_BYTES:
             return answer
         # A control character takes six bytes in JSON, and bytes that are not text go out twice.
-        stdout, stderr, truncated = stdout[: len(stdout) // 2], stderr[: len(stderr) // 2], True
+        truncated = True
+        if len(stdout) >= len(stderr):
+            stdout = stdout[: len(stdout) // 2]
+        else:
+            stderr = stderr[: len(stderr) // 2]
 
 
 def _add_output(answer: "dict[str, Any]", name: str, data: bytes, truncated: bool) -> None:
