@@ -12,7 +12,8 @@ GIB = 1024 * MIB
 TIB = 1024 * GIB
 
 _FACTORS = {"": MIB, "B": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE | re.ASCII)
+# Twelve digits are more than any size needs, and keep the arithmetic far from its ends.
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*(?:([KMGT])(?:I?B)?|(B))?", re.IGNORECASE | re.ASCII)
 
 
 def parse_size_bytes(text: str, *, key: str) -> int:
@@ -28,9 +29,9 @@ def parse_size_bytes(text: str, *, key: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ConfigError(f"{key}={text!r} is not a size", key=key, hint=f"write it like {key}=512M or {key}=2G")
-    number, unit = match.groups()
-    return int(float(number) * _FACTORS[unit.upper()])
+        raise ConfigError(f"{key}={text[:80]!r} is not a size", key=key, hint=f"write it like {key}=512M or {key}=2G")
+    number, unit, byte = match.groups()
+    return int(float(number) * _FACTORS[(unit or byte or "").upper()])
 
 
 def format_size(size_bytes: int) -> str:
