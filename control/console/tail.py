@@ -8,7 +8,8 @@ KEPT_BYTES = 16 * 1024
 
 # CSI, OSC and two-character escape sequences (ECMA-48); what remains of control characters is shown as a dot.
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_UNPRINTABLE = re.compile(r"[^\t\x20-\x7e\xa0-\U0010ffff]")
+# Beside control characters: line ends of Unicode, and what turns the direction of the letters behind it (UAX #9).
+_UNPRINTABLE = re.compile(r"[^\t\x20-\x7e\xa0-\U0010ffff]|[\u2028-\u202e\u2066-\u2069]")
 
 
 class ConsoleTail:
