@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -28,8 +29,9 @@ from control.launch.options import LaunchOptions
 from control.launch.render import note, render_message, wants_colour
 from control.launch.session import Outcome, run_session
 from control.launch.stdin_messages import converse_over_stdin
-from control.launch.terminal import open_terminal
+from control.launch.terminal import Terminal, open_terminal
 from control.simple_vm_launcher import ConsoleView, SimpleVMLauncher, run_launcher
+from control.units import format_size
 from control.vm.listener import Carrier
 from control.vm.vm import VM
 from control.wire import Message, parse_message
@@ -80,14 +82,17 @@ class EnhancedVMLauncher(SimpleVMLauncher):
     async def _run(self, sink: OutputSink) -> Outcome:
         self._loop = asyncio.get_running_loop()
         try:
-            if not (os.isatty(0) and os.isatty(1)):
-                return await run_session(self.options, self.make_view(sink), with_agent=True)
             view = self.make_view(sink)
-            with open_terminal(0) as terminal:
-                view.terminal = terminal
+            with contextlib.ExitStack() as stack:
+                if os.isatty(0) and os.isatty(1):
+                    view.terminal = stack.enter_context(open_terminal(0))
                 return await run_session(self.options, view, with_agent=True)
         finally:
             self._loop = self._vm = None
+
+    def take_vm(self, vm: VM) -> None:
+        """Be told of the VM that now runs; from here on `send_to_vm` reaches it."""
+        self._vm = vm
 
     def make_view(self, sink: OutputSink) -> TwoWayView:
         return TwoWayView(sink, self)
@@ -98,20 +103,19 @@ class TwoWayView(ConsoleView):
 
     def __init__(self, sink: OutputSink, launcher: EnhancedVMLauncher) -> None:
         super().__init__(sink)
-        self.terminal: Any = None
+        self.terminal: Terminal | None = None
         self._launcher = launcher
         self._colour = wants_colour(1)
         self._at_line_start = True
         self._held: bytearray | None = None
-        self._free = asyncio.Event()
-        self._free.set()
+        self._not_shown = 0
 
     @property
-    def for_person(self) -> bool:  # type: ignore[override]
+    def for_person(self) -> bool:
         return self.terminal is not None
 
     async def on_console(self, chunk: bytes) -> None:
-        """Nothing: the console is shown as text and messages."""
+        """Show nothing here: the same bytes come as text and messages."""
 
     async def on_text(self, text: bytes) -> None:
         await self._show(text)
@@ -124,38 +128,50 @@ class TwoWayView(ConsoleView):
         await self._show(line if self._at_line_start else line_end + line)
 
     async def converse(self, vm: VM) -> Outcome | None:
-        self._launcher._vm = vm
+        self._launcher.take_vm(vm)
         if self.terminal is None:
             return await converse_over_stdin(vm)
         note(GREETING)
-        return await Conversation(vm, self.terminal, self._hold).run()
+        return await Conversation(vm, self.terminal, self).run()
 
     async def _show(self, data: bytes) -> None:
         if not data:
             return
         self._at_line_start = data.endswith(b"\n")
-        while self._held is not None:
-            if len(self._held) < HELD_LIMIT_BYTES:
-                self._held += data
-                return
-            await self._free.wait()  # the guest waits with us
-        await self.sink.write(data)
+        if self._held is None:
+            await self.sink.write(data)
+        else:
+            self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
+        """Hold `data` back. The guest must not wait meanwhile: our prompt may be waiting for the guest."""
+        if self._held is None:
+            return
+        self._held += data
+        if len(self._held) > 2 * HELD_LIMIT_BYTES:
+            self._not_shown += len(self._held) - HELD_LIMIT_BYTES
+            del self._held[:-HELD_LIMIT_BYTES]
 
     def on_note(self, text: str) -> None:
         if self._held is None:
             super().on_note(text)
         else:
-            self._held += f"unhinged: {text}\n".encode()
+            self._keep(f"unhinged: {text}\n".encode())
 
-    def _hold(self, hold: bool) -> None:
-        """Keep the guest's output back while the prompt is open, and show it after."""
-        if hold:
-            self._held = bytearray()
-            self._free.clear()
-            return
+    def hold(self) -> None:
+        """Keep the guest's output back from now on: our prompt is open."""
+        self._held, self._not_shown = bytearray(), 0
+
+    async def release(self) -> None:
+        """Show what was kept back, and from now on what comes."""
         held, self._held = bytes(self._held or b""), None
-        os.write(1, held)
-        self._free.set()
+        if self._not_shown:
+            super().on_note(f"{format_size(self._not_shown)} of the console came meanwhile and are only in its log")
+        await self.sink.write(held)
+
+    async def say(self, text: str) -> None:
+        """Show a text of our own, while the guest's is kept back."""
+        await self.sink.write(text.encode("utf-8", "replace"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import asyncio
 import json
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from control.agent.lines import LineDecoder
@@ -23,7 +23,8 @@ CHUNK_BYTES = 256 * 1024
 WRITE_TIMEOUT_S = 10.0
 """A guest that does not read for this long has lost its agent; the port's queue holds far more than one line."""
 
-Notification = Callable[[str, object], None]
+Notification = Callable[[str, object], Awaitable[None]]
+"""Told of the guest's notifications, one at a time: while it is busy the guest has to wait."""
 
 
 class AgentClient:
@@ -66,7 +67,7 @@ class AgentClient:
             await self.shake_hands()
             while chunk := await loop.sock_recv(self._connection, CHUNK_BYTES):
                 for line in self._lines.feed(chunk):
-                    self._take_line(line)
+                    await self._take_line(line)
         except OSError as error:
             LOG.debug("agent channel: %s", error)
         finally:
@@ -173,7 +174,7 @@ class AgentClient:
             except OSError as error:
                 raise AgentProtocolError("the guest agent's channel has ended") from error
 
-    def _take_line(self, line: bytes) -> None:
+    async def _take_line(self, line: bytes) -> None:
         if not line:
             return
         self._last_line = line[:400]
@@ -184,7 +185,7 @@ class AgentClient:
         if not isinstance(value, dict) or value.get("jsonrpc") != "2.0":
             self._useless += 1
         elif isinstance(value.get("method"), str) and "id" not in value:
-            self._on_notification(value["method"], value.get("params"))
+            await self._on_notification(value["method"], value.get("params"))
         else:
             self._take_answer(value)
 

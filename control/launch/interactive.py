@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import asyncio
+import contextlib
+from typing import Protocol
 
 from control.console.escape import ESCAPE_KEY, split_at_escape
 from control.errors import EXIT_ERROR, EXIT_OK, ConsoleError
@@ -14,62 +15,92 @@ from control.vm.vm import VM
 
 PROMPT = "unhinged> "
 GREETING = "keys go to the guest; Ctrl-] opens a prompt (help, exec, monitor, quit, …), Ctrl-] twice types one"
+TYPED_AHEAD_LIMIT_BYTES = 1024 * 1024
+"""Keys kept for a guest that does not read; a large paste fits."""
+
+
+class Screen(Protocol):
+    """The user's screen, which the guest and our prompt share."""
+
+    def hold(self) -> None:
+        """Keep the guest's output back."""
+
+    async def release(self) -> None:
+        """Show what was kept back, and from now on what comes."""
+
+    async def say(self, text: str) -> None:
+        """Show a text of ours."""
 
 
 class Conversation:
-    """Keys from the terminal to the guest, until the user leaves.
+    """Keys from the terminal to the guest, until the user leaves."""
 
-    Args:
-        hold: Called with True while our prompt is open, so that the guest's output does not run through it, and with
-        False after.
-    """
-
-    def __init__(self, vm: VM, terminal: Terminal, hold: Callable[[bool], None]) -> None:
+    def __init__(self, vm: VM, terminal: Terminal, screen: Screen) -> None:
         self._vm = vm
         self._terminal = terminal
-        self._hold = hold
+        self._screen = screen
+        self._typed = bytearray()
+        self._has_typed = asyncio.Event()
 
     async def run(self) -> Outcome:
         """Converse until the user detaches or quits, or the terminal goes away."""
+        typist = asyncio.create_task(self._type_for_user())
         try:
-            while typed := await self._terminal.read():
-                keys, after = split_at_escape(typed)
-                if keys:
-                    await self._vm.type(keys)
-                if after is not None:
-                    await self._open_prompt(after)
+            return await self._read_keys()
         except EndOfTalk as end:
-            if end.detach:
-                self._vm.detach()
-                return Outcome(EXIT_OK, "detached; the VM runs on")
-            return Outcome(EXIT_OK, "quit")
-        except ConsoleError as error:
-            return Outcome(EXIT_ERROR, "the console is gone", error)
+            if not end.detach:
+                return Outcome(EXIT_OK, "quit")
+            self._vm.detach()
+            return Outcome(EXIT_OK, f"detached; the VM runs on (make attach NAME={self._vm.name})")
+        finally:
+            typist.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConsoleError):  # a console that ends, ends the run
+                await typist
+
+    async def _read_keys(self) -> Outcome:
+        while typed := await self._terminal.read():
+            keys, after = split_at_escape(typed)
+            await self._type(keys)
+            if after is not None:
+                await self._open_prompt(after)
         return Outcome(EXIT_ERROR, "the terminal was closed")
+
+    async def _type(self, keys: bytes) -> None:
+        """Hand keys to the guest without waiting for it: the escape key must work when the guest does not read."""
+        if len(self._typed) + len(keys) > TYPED_AHEAD_LIMIT_BYTES:
+            await self._screen.say("\n[the guest does not read its console: these keys are dropped]\n")
+            return
+        self._typed += keys
+        self._has_typed.set()
+
+    async def _type_for_user(self) -> None:
+        while True:
+            await self._has_typed.wait()
+            keys = bytes(self._typed)
+            self._typed.clear()
+            self._has_typed.clear()
+            await self._vm.type(keys)
 
     async def _open_prompt(self, pasted: bytes) -> None:
         """Read commands until an empty line. Keys pasted behind the escape key are the first command's."""
         if pasted[:1] == bytes([ESCAPE_KEY]):
-            await self._vm.type(pasted)
+            await self._type(pasted)
             return
-        self._hold(True)
+        self._screen.hold()
         self._terminal.enter_line_mode()
         try:
-            self._show("\n" + PROMPT)
+            await self._screen.say("\n" + PROMPT)
             line = pasted.replace(b"\r", b"\n") or await self._terminal.read()
             if line == bytes([ESCAPE_KEY]):
-                await self._vm.type(line)
+                await self._type(line)
                 return
             while (text := line.decode("utf-8", "replace").strip()) and not _is_cancelled(line):
-                self._show(await run_command(self._vm, text) + "\n" + PROMPT)
+                await self._screen.say(f"{await run_command(self._vm, text)}\n{PROMPT}")
                 line = await self._terminal.read()
         finally:
             self._terminal.enter_raw_mode()
-            self._show("\r\n")
-            self._hold(False)
-
-    def _show(self, text: str) -> None:
-        os.write(1, text.encode("utf-8", "replace"))
+            await self._screen.say("\r\n")
+            await self._screen.release()
 
 
 def _is_cancelled(line: bytes) -> bool:

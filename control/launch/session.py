@@ -54,8 +54,10 @@ class Outcome:
 class View(Listener):
     """What a launcher shows of its VM. This one shows nothing; launchers override what they show."""
 
-    for_person = False
-    """Whether somebody sits at the guest's console."""
+    @property
+    def for_person(self) -> bool:
+        """Whether somebody sits at the guest's console, who may answer its prompts."""
+        return False
 
     async def on_console(self, chunk: bytes) -> None: ...
 
@@ -74,17 +76,13 @@ class View(Listener):
         return None
 
 
-class _Watcher(View):
+class _Watcher(Listener):
     """Passes everything on to the launcher's view, and looks for `--until` on the way."""
 
     def __init__(self, view: View, until: UntilMatcher | None, matched: asyncio.Event) -> None:
         self._view = view
         self._until = until
         self._matched = matched
-        self.for_person = view.for_person
-        self.on_phase = view.on_phase  # type: ignore[method-assign]
-        self.on_note = view.on_note  # type: ignore[method-assign]
-        self.on_text = view.on_text  # type: ignore[method-assign]
 
     async def on_console(self, chunk: bytes) -> None:
         await self._view.on_console(chunk)
@@ -94,6 +92,15 @@ class _Watcher(View):
         await self._view.on_message(message, carrier)
         if carrier != "console":  # those on the console have been looked at as its bytes
             self._look(message.text.encode() + b"\n")
+
+    async def on_text(self, text: bytes) -> None:
+        await self._view.on_text(text)
+
+    def on_phase(self, phase: str, seconds: float) -> None:
+        self._view.on_phase(phase, seconds)
+
+    def on_note(self, note: str) -> None:
+        self._view.on_note(note)
 
     def _look(self, chunk: bytes) -> None:
         if self._until is not None and not self._matched.is_set() and self._until.feed(chunk):

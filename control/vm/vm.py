@@ -41,6 +41,7 @@ from control.spec import VMSpec
 from control.vm.instance import Record, read_host_boot_id, remove_stale_files, write_atomically, write_record
 from control.vm.journal import open_journal
 from control.vm.listener import Listener
+from control.vm.logs import bound_logs
 from control.vm.qemu_words import explain_words
 from control.vm.screen import read_text_screen
 from control.vm.shutdown import shut_down
@@ -221,6 +222,7 @@ class VM:
         self._start_task(self._follow_events(self._monitor))
         self._start_task(self._wait_for_process(console))
         self._start_task(self._watch_boot())
+        self._start_task(bound_logs((self.files.serial_log, self.files.hvc0_log, self.files.qemu_log)))
         if self._agent is not None:
             self._start_task(self._agent.serve())
             self._start_task(self._announce_agent(self._agent))
@@ -259,9 +261,9 @@ class VM:
         if message.text == "booting" and message.type == "status":
             self._reach("init")
 
-    def _take_notification(self, method: str, params: object) -> None:
+    async def _take_notification(self, method: str, params: object) -> None:
         if method == "message":
-            self._start_task(self.traffic.take_agent(params))
+            await self.traffic.take_agent(params)
 
     async def _nudge_agent(self) -> None:
         """Tell the agent to look into the inbox; one that is not there yet looks by itself when it starts."""
