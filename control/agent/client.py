@@ -8,6 +8,7 @@ fails every pending call at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import socket
@@ -41,6 +42,7 @@ class AgentClient:
         self._connection = connection
         self._on_notification = on_notification
         self._write_lock = asyncio.Lock()
+        self._writes: set[asyncio.Task[None]] = set()
         self._pending: dict[str, tuple[str, asyncio.Future[Any]]] = {}
         # An identity no earlier connection can have used: late answers to those are then recognised and dropped.
         self._prefix = secrets.token_hex(6)
@@ -48,6 +50,7 @@ class AgentClient:
         self._lines = LineDecoder()
         self._useless = 0
         self._last_line = b""
+        self._ended = False
         self.info: Mapping[str, Any] = {}
         self.ready = asyncio.Event()
 
@@ -68,11 +71,18 @@ class AgentClient:
             while chunk := await loop.sock_recv(self._connection, CHUNK_BYTES):
                 for line in self._lines.feed(chunk):
                     await self._take_line(line)
+                # A guest that always has more to say would otherwise be all this event loop ever sees.
+                await asyncio.sleep(0)
         except OSError as error:
             LOG.debug("agent channel: %s", error)
         finally:
+            self._ended = True
             self.ready.clear()
             self._fail_pending("the guest agent's channel has ended")
+            # A line that is half written, its caller perhaps long gone, must not outlive the channel.
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+            await asyncio.gather(*self._writes, return_exceptions=True)
 
     async def call(
         self, method: str, params: Mapping[str, Any] | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -160,11 +170,16 @@ class AgentClient:
 
     async def _send_bytes(self, data: bytes) -> None:
         """Send a whole line, even when the caller is cancelled: half a line would swallow the next one."""
-        await asyncio.shield(asyncio.ensure_future(self._send_whole(data)))
+        write = asyncio.create_task(self._send_whole(data))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        await asyncio.shield(write)
 
     async def _send_whole(self, data: bytes) -> None:
         loop = asyncio.get_running_loop()
         async with self._write_lock:
+            if self._ended:
+                raise AgentProtocolError("the guest agent's channel has ended")
             try:
                 async with asyncio.timeout(WRITE_TIMEOUT_S):
                     await loop.sock_sendall(self._connection, data)

@@ -40,6 +40,8 @@ class ConsoleChannel:
                 return
             self.bytes_received += len(chunk)
             yield chunk
+            # A guest that always has more to say would otherwise be all this event loop ever sees.
+            await asyncio.sleep(0)
 
     async def write(self, data: bytes) -> None:
         """Type `data` on the console; returns when QEMU has taken all of it.

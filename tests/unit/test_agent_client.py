@@ -1,0 +1,410 @@
+"""The host's end of the agent channel against peers that behave, misbehave, lie and die (floor 2)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control.agent import client as agent_client
+from control.agent import lines as agent_lines
+from control.agent.client import AgentClient
+from control.agent.lines import LineDecoder
+from control.errors import AgentCallError, AgentProtocolError, WaitTimeout
+
+# -- lines -------------------------------------------------------------------------------------------------------------
+
+
+def decode(data: bytes, cuts: list[int]) -> tuple[list[bytes], int]:
+    decoder = LineDecoder()
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    lines = [line for i in range(len(edges) - 1) for line in decoder.feed(data[edges[i] : edges[i + 1]])]
+    return lines, decoder.dropped_lines
+
+
+@given(
+    st.lists(st.one_of(st.binary(max_size=30), st.just(b"\n"), st.just(b"x" * 20)), max_size=20).map(b"".join),
+    st.lists(st.integers(0, 500), max_size=30),
+)
+def test_lines_do_not_depend_on_the_chunks(data: bytes, cuts: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agent_lines, "LINE_LIMIT_BYTES", 16)
+        lines, dropped = decode(data, [])
+        *whole, rest = data.split(b"\n")
+        assert lines == [line for line in whole if len(line) <= 16]
+        assert dropped == len([line for line in whole if len(line) > 16]) + (len(rest) > 16)
+        assert decode(data, cuts) == (lines, dropped)
+
+
+def test_an_endless_line_takes_bounded_memory_and_the_next_one_is_read() -> None:
+    decoder = LineDecoder()
+    for _ in range(256):
+        assert list(decoder.feed(b"x" * 4_000_000)) == []
+        assert len(decoder._partial) <= agent_lines.LINE_LIMIT_BYTES
+    assert list(decoder.feed(b"\nnext\n")) == [b"next"]
+    assert decoder.dropped_lines == 1
+
+
+# -- the client --------------------------------------------------------------------------------------------------------
+
+INFO = {"version": "1", "protocol": 1, "capabilities": [], "pid": 1, "boot_id": "b"}
+
+
+class Peer:
+    """The guest's end: reads requests, answers as it is told."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self._received = b""
+
+    async def read(self) -> Any:
+        """The next line that is not empty, as JSON."""
+        loop = asyncio.get_running_loop()
+        while True:
+            line, end, rest = self._received.partition(b"\n")
+            if end:
+                self._received = rest
+                if line:
+                    return json.loads(line)
+                continue
+            chunk = await loop.sock_recv(self.connection, 65536)
+            assert chunk, "the client hung up"
+            self._received += chunk
+
+    async def send(self, *values: Any) -> None:
+        data = b"".join(value if isinstance(value, bytes) else json.dumps(value).encode() + b"\n" for value in values)
+        await asyncio.get_running_loop().sock_sendall(self.connection, data)
+
+    async def answer(self, request: Any, result: Any) -> None:
+        await self.send({"jsonrpc": "2.0", "id": request["id"], "result": result})
+
+    async def shake_hands(self) -> None:
+        request = await self.read()
+        assert request["method"] == "get_agent_info"
+        await self.answer(request, INFO)
+
+
+class Desk:
+    """A client that serves, its peer, and the notifications that came."""
+
+    def __init__(
+        self,
+        client: AgentClient,
+        peer: Peer,
+        serving: asyncio.Task[None],
+        notifications: list[tuple[str, object]],
+    ) -> None:
+        self.client, self.peer, self.serving, self.notifications = client, peer, serving, notifications
+
+
+@contextlib.asynccontextmanager
+async def open_desk(*, ready: bool = True) -> AsyncIterator[Desk]:
+    ours, theirs = socket.socketpair()
+    notifications: list[tuple[str, object]] = []
+
+    async def take(method: str, params: object) -> None:
+        notifications.append((method, params))
+
+    client, peer = AgentClient(ours, take), Peer(theirs)
+    serving = asyncio.create_task(client.serve())
+    try:
+        if ready:
+            await peer.shake_hands()
+            await client.wait_until_ready(5)
+        async with asyncio.timeout(30):
+            yield Desk(client, peer, serving, notifications)
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        client.close()
+        theirs.close()
+
+
+async def test_the_handshake_comes_first_and_says_who_is_there() -> None:
+    async with open_desk(ready=False) as desk:
+        first = await asyncio.get_running_loop().sock_recv(desk.peer.connection, 1)
+        assert first == b"\n", "whatever half line stands in the guest's buffer is ended"
+        assert not desk.client.ready.is_set()
+        await desk.peer.shake_hands()
+        await desk.client.wait_until_ready(5)
+        assert desk.client.info == INFO
+
+
+async def test_garbage_before_the_handshake_is_dropped() -> None:
+    async with open_desk(ready=False) as desk:
+        await desk.peer.send(b'lf of a line"}\n', b"\xff\xfe\0\n", {"jsonrpc": "2.0", "id": "old-1", "result": {}})
+        await desk.peer.shake_hands()
+        await desk.client.wait_until_ready(5)
+        assert desk.client.dropped == 3
+        assert desk.client.info == INFO
+
+
+async def test_answers_out_of_order_reach_their_callers() -> None:
+    async with open_desk() as desk:
+        calls = [asyncio.create_task(desk.client.call("ping", {"n": n})) for n in range(20)]
+        requests = [await desk.peer.read() for _ in calls]
+        assert len({request["id"] for request in requests}) == 20
+        for request in reversed(requests):
+            await desk.peer.answer(request, request["params"]["n"])
+        assert await asyncio.gather(*calls) == list(range(20))
+
+
+async def test_two_clients_never_use_the_same_ids() -> None:
+    ids = []
+    for _ in range(2):
+        async with open_desk() as desk:
+            call = asyncio.create_task(desk.client.call("ping"))
+            request = await desk.peer.read()
+            ids.append(request["id"])
+            await desk.peer.answer(request, {})
+            await call
+    assert len(set(ids)) == 2
+
+
+HOSTILE = [
+    b"\n",
+    b"null\n",
+    b"[]\n",
+    b'"x"\n',
+    b"{}\n",
+    b'{"jsonrpc":"1.0","id":"x","result":1}\n',
+    b'{"jsonrpc":"2.0"}\n',
+    b'{"jsonrpc":"2.0","id":null,"result":1}\n',
+    b'{"jsonrpc":"2.0","id":[],"result":1}\n',
+    b'{"jsonrpc":"2.0","id":{"a":1},"error":7}\n',
+    b'{"jsonrpc":"2.0","id":1e400,"result":1}\n',
+    b'{"jsonrpc":"2.0","method":[],"params":1}\n',
+    b'{"jsonrpc":"2.0","id":"x","method":"shutdown"}\n',
+    b'{"jsonrpc":"2.0","id":' + b"9" * 5000 + b"}\n",
+    b"[" * 100_000 + b"\n",
+    b"\xff\xfe\xfd\n",
+    b"\x00" * 100 + b"\n",
+    b"x" * 1_500_000 + b"\n",
+    b'{"a":' * 50_000 + b"\n",
+]
+
+
+@pytest.mark.parametrize("line", HOSTILE, ids=lambda line: repr(line[:40]))
+async def test_a_hostile_line_changes_nothing(line: bytes) -> None:
+    async with open_desk() as desk:
+        call = asyncio.create_task(desk.client.call("ping"))
+        request = await desk.peer.read()
+        await desk.peer.send(line)
+        await desk.peer.answer(request, {"still": "here"})
+        assert await call == {"still": "here"}
+        assert desk.client.dropped == (line != b"\n")
+        assert desk.notifications == []
+
+
+async def test_a_second_answer_is_counted_and_dropped() -> None:
+    async with open_desk() as desk:
+        call = asyncio.create_task(desk.client.call("ping"))
+        request = await desk.peer.read()
+        await desk.peer.answer(request, 1)
+        await desk.peer.answer(request, 2)
+        assert await call == 1
+        other = asyncio.create_task(desk.client.call("ping"))
+        await desk.peer.answer(await desk.peer.read(), 3)
+        assert await other == 3
+        assert desk.client.dropped == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ({"error": {"code": -32601, "message": "no such method", "data": [1]}}, AgentCallError),
+        ({"error": {"code": -32601}}, AgentCallError),
+        ({"error": {"code": "x"}}, AgentProtocolError),
+        ({"error": []}, AgentProtocolError),
+        ({}, AgentProtocolError),
+    ],
+)
+async def test_answers_that_are_errors(answer: dict[str, Any], kind: type[Exception]) -> None:
+    async with open_desk() as desk:
+        call = asyncio.create_task(desk.client.call("nothing"))
+        request = await desk.peer.read()
+        await desk.peer.send({"jsonrpc": "2.0", "id": request["id"], **answer})
+        with pytest.raises(kind) as caught:
+            await call
+        if isinstance(caught.value, AgentCallError):
+            assert (caught.value.method, caught.value.code) == ("nothing", -32601)
+            assert caught.value.data == answer["error"].get("data")
+
+
+async def test_a_huge_error_message_is_cut() -> None:
+    async with open_desk() as desk:
+        call = asyncio.create_task(desk.client.call("nothing"))
+        request = await desk.peer.read()
+        error = {"code": 1, "message": "x" * 500_000}
+        await desk.peer.send({"jsonrpc": "2.0", "id": request["id"], "error": error})
+        with pytest.raises(AgentCallError) as caught:
+            await call
+        assert len(str(caught.value)) < 1000
+
+
+async def test_when_the_guest_breaks_off_every_call_fails_at_once() -> None:
+    async with open_desk() as desk:
+        calls = [asyncio.create_task(desk.client.call("ping", timeout_s=600)) for _ in range(10)]
+        for _ in calls:
+            await desk.peer.read()
+        desk.peer.connection.close()
+        async with asyncio.timeout(2):
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(outcome, AgentProtocolError) for outcome in outcomes)
+        assert not desk.client.ready.is_set()
+        with pytest.raises(AgentProtocolError):
+            await desk.client.call("ping", timeout_s=600)
+
+
+async def test_a_call_after_the_end_does_not_wait_for_its_deadline() -> None:
+    """The write still works when the guest only stopped sending; nobody will ever read the answer."""
+    async with open_desk() as desk:
+        desk.peer.connection.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(2):
+            await desk.serving
+            with pytest.raises(AgentProtocolError):
+                await desk.client.call("ping", timeout_s=600)
+
+
+async def test_no_answer_in_time_says_so_and_a_late_one_is_dropped() -> None:
+    async with open_desk() as desk:
+        with pytest.raises(WaitTimeout, match="ping"):
+            await desk.client.call("ping", timeout_s=0.05)
+        await desk.peer.answer(await desk.peer.read(), {})
+        other = asyncio.create_task(desk.client.call("ping"))
+        await desk.peer.answer(await desk.peer.read(), 2)
+        assert await other == 2
+        assert desk.client.dropped == 1
+
+
+async def test_nobody_there_says_what_was_last_seen() -> None:
+    async with open_desk(ready=False) as desk:
+        with pytest.raises(WaitTimeout) as caught:
+            await desk.client.wait_until_ready(0.05)
+        assert "nothing came" in caught.value.evidence[0]
+        await desk.peer.send(b"login: \x1b[2J\n")
+        async with asyncio.timeout(5):
+            while not desk.client.dropped:  # noqa: ASYNC110 - it has no event, and this is a test
+                await asyncio.sleep(0)
+        with pytest.raises(WaitTimeout) as caught:
+            await desk.client.wait_until_ready(0.05)
+        assert "login:" in caught.value.evidence[0]
+
+
+async def test_a_restarted_guest_fails_its_calls_and_a_new_handshake_finds_the_next_agent() -> None:
+    async with open_desk() as desk:
+        call = asyncio.create_task(desk.client.call("ping", timeout_s=600))
+        old = await desk.peer.read()
+        desk.client.guest_restarted()
+        with pytest.raises(AgentProtocolError, match="restarted"):
+            await call
+        assert not desk.client.ready.is_set()
+        again = asyncio.create_task(desk.client.shake_hands())
+        await desk.peer.answer(old, "late")
+        await desk.peer.shake_hands()
+        await again
+        await desk.client.wait_until_ready(5)
+        assert desk.client.dropped == 1
+
+
+async def test_a_cancelled_call_does_not_leave_half_a_line() -> None:
+    """The guest does not read; a large request is half written when its caller is cancelled."""
+    async with open_desk() as desk:
+        big = asyncio.create_task(desk.client.call("exec_command", {"stdin": "x" * 3_000_000}))
+        await asyncio.sleep(0.01)
+        big.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await big
+        call = asyncio.create_task(desk.client.call("ping"))
+        assert (await desk.peer.read())["method"] == "exec_command"
+        await desk.peer.answer(await desk.peer.read(), "whole")
+        assert await call == "whole"
+
+
+async def test_closing_while_a_line_is_half_written_leaves_nothing() -> None:
+    async with open_desk() as desk:
+        big = asyncio.create_task(desk.client.call("exec_command", {"stdin": "x" * 3_000_000}))
+        await asyncio.sleep(0.01)
+        big.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await big
+
+
+async def test_a_guest_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_client, "WRITE_TIMEOUT_S", 0.1)
+    async with open_desk() as desk:
+        with pytest.raises(AgentProtocolError, match="does not read"):
+            await desk.client.call("exec_command", {"stdin": "x" * 3_000_000})
+        # Half a line is on its way: this channel is of no use any more.
+        with pytest.raises(AgentProtocolError):
+            await desk.client.call("ping")
+
+
+async def test_notifications_arrive_in_order() -> None:
+    async with open_desk() as desk:
+        await desk.peer.send(*({"jsonrpc": "2.0", "method": "message", "params": n} for n in range(50)))
+        call = asyncio.create_task(desk.client.call("ping"))
+        await desk.peer.answer(await desk.peer.read(), {})
+        await call
+        assert desk.notifications == [("message", n) for n in range(50)]
+
+
+async def flood(take: Callable[[str, object], Awaitable[None]], seconds: float, *, line: bytes) -> tuple[float, int]:
+    """Serve a guest that sends `line` without end for `seconds`; return how late the clock was, and what arrived."""
+    ours, theirs = socket.socketpair()
+    stop = threading.Event()
+    sent = 0
+
+    def send() -> None:
+        nonlocal sent
+        block = line * (262144 // len(line))
+        with theirs, contextlib.suppress(OSError):
+            while not stop.is_set():
+                sent += theirs.send(block)
+
+    client = AgentClient(ours, take)
+    guest = threading.Thread(target=send)
+    guest.start()
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await client.serve()
+        return loop.time() - started - seconds, sent
+    finally:
+        stop.set()
+        ours.shutdown(socket.SHUT_RDWR)
+        client.close()
+        guest.join()
+
+
+async def test_a_flood_of_notifications_does_not_stop_the_clock() -> None:
+    count = 0
+
+    async def take(method: str, params: object) -> None:
+        nonlocal count
+        count += 1
+
+    late, _ = await flood(take, 0.3, line=b'{"jsonrpc":"2.0","method":"message","params":{}}\n')
+    assert count > 1000
+    assert late < 0.5
+
+
+async def test_a_listener_that_stands_still_slows_the_guest() -> None:
+    """Nothing is read ahead of what was taken, so memory stays bounded whatever the guest sends."""
+
+    async def take(method: str, params: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    _, sent = await flood(take, 0.3, line=b'{"jsonrpc":"2.0","method":"message","params":{}}\n')
+    assert sent < 4 * 1024 * 1024
