@@ -109,16 +109,16 @@ class _Watcher(Listener):
 
 async def run_session(options: LaunchOptions, view: View, *, with_agent: bool) -> Outcome:
     """Boot what `options` ask for, show it through `view`, end it, and say how it went. Never raises ControlError."""
-    with _catch_signals() as interrupted:
+    with _catch_signals() as interrupts:
         try:
             if options.attach:
-                return await _run_attached(options, view, interrupted)
-            return await _run_new(options, view, interrupted, with_agent=with_agent)
+                return await _run_attached(options, view, interrupts)
+            return await _run_new(options, view, interrupts, with_agent=with_agent)
         except ControlError as error:
             return Outcome(error.exit_code, "failed", error)
 
 
-async def _run_new(options: LaunchOptions, view: View, interrupted: asyncio.Event, *, with_agent: bool) -> Outcome:
+async def _run_new(options: LaunchOptions, view: View, interrupts: _Interrupts, *, with_agent: bool) -> Outcome:
     runtime = runtime_directory(Path.cwd())
     name = options.name or DEFAULT_NAME
     with claim_instance(runtime, name, or_next=not options.name) as files:
@@ -126,12 +126,12 @@ async def _run_new(options: LaunchOptions, view: View, interrupted: asyncio.Even
             view.on_note(f"{name} is running already; this VM is called {files.directory.name.removeprefix('vm.')}")
         prepared = await prepare(options, files, with_agent=with_agent)
         view.on_accelerator(prepared.accelerator)
-        outcome = await _run_prepared(prepared, options, files, view, interrupted)
+        outcome = await _run_prepared(prepared, options, files, view, interrupts)
         if not _died_of_kvm(prepared, options, outcome):
             return outcome
         view.on_note("KVM failed before the guest was up; starting again with tcg (software emulation)")
         fallback = await prepare(_with_tcg(options), files, with_agent=with_agent)
-        return await _run_prepared(fallback, options, files, view, interrupted)
+        return await _run_prepared(fallback, options, files, view, interrupts)
 
 
 def _with_tcg(options: LaunchOptions) -> LaunchOptions:
@@ -147,7 +147,7 @@ def _died_of_kvm(prepared: Prepared, options: LaunchOptions, outcome: Outcome) -
 
 
 async def _run_prepared(
-    prepared: Prepared, options: LaunchOptions, files: InstanceFiles, view: View, interrupted: asyncio.Event
+    prepared: Prepared, options: LaunchOptions, files: InstanceFiles, view: View, interrupts: _Interrupts
 ) -> Outcome:
     matched = asyncio.Event()
     watcher = _Watcher(view, UntilMatcher(options.until) if options.until else None, matched)
@@ -155,14 +155,14 @@ async def _run_prepared(
     try:
         async with open_vm(prepared.spec, files, watcher, for_person=person) as vm:
             await vm.resume()
-            return await _see_through(vm, options, view, matched, interrupted)
+            return await _see_through(vm, options, view, matched, interrupts)
     except LaunchError:
         # Asked only now, because it takes as long as a QEMU start: is it merely too old for its command line?
         await probe_qemu_version(Path(prepared.spec.qemu), run)
         raise
 
 
-async def _run_attached(options: LaunchOptions, view: View, interrupted: asyncio.Event) -> Outcome:
+async def _run_attached(options: LaunchOptions, view: View, interrupts: _Interrupts) -> Outcome:
     name = options.name or DEFAULT_NAME
     files = find_instance_files(runtime_directory(Path.cwd()), name)
     record = read_record(files)
@@ -178,15 +178,16 @@ async def _run_attached(options: LaunchOptions, view: View, interrupted: asyncio
     watcher = _Watcher(view, UntilMatcher(options.until) if options.until else None, matched)
     async with adopt_vm(record, files, process, watcher, for_person=True) as vm:
         await vm.show_history()
-        return await _see_through(vm, options, view, matched, interrupted)
+        return await _see_through(vm, options, view, matched, interrupts)
 
 
 async def _see_through(
-    vm: VM, options: LaunchOptions, view: View, matched: asyncio.Event, interrupted: asyncio.Event
+    vm: VM, options: LaunchOptions, view: View, matched: asyncio.Event, interrupts: _Interrupts
 ) -> Outcome:
     """Wait for the first thing that ends the run, and say what it means."""
+    vm.hurry = interrupts.second
     async with _tasks(
-        ended=_wait_for_ending(vm), matched=matched.wait(), interrupted=interrupted.wait(), talk=view.converse(vm)
+        ended=_wait_for_ending(vm), matched=matched.wait(), interrupted=interrupts.first.wait(), talk=view.converse(vm)
     ) as tasks:
         waiting = set(tasks.values())
         deadline = asyncio.get_running_loop().time() + options.timeout_s if options.timeout_s else None
@@ -255,16 +256,27 @@ async def _tasks(**work: Coroutine[Any, Any, Any]) -> AsyncIterator[dict[str, as
         await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
+class _Interrupts:
+    """SIGINT, SIGTERM and SIGHUP as events, so that the VM is brought down in order; the second one hurries that."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+
+    def count(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
 @contextlib.contextmanager
-def _catch_signals() -> Iterator[asyncio.Event]:
-    """Turn SIGINT, SIGTERM and SIGHUP into an event for the body, so that the VM is brought down in order."""
+def _catch_signals() -> Iterator[_Interrupts]:
+    """Catch the signals that end a program for the body."""
     loop = asyncio.get_running_loop()
-    event = asyncio.Event()
+    interrupts = _Interrupts()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in numbers:
-        loop.add_signal_handler(number, event.set)
+        loop.add_signal_handler(number, interrupts.count)
     try:
-        yield event
+        yield interrupts
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)

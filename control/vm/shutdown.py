@@ -32,51 +32,73 @@ class Rung:
     wait_s: float
 
 
-async def shut_down(process: ProcessHandle, monitor: Monitor | None, agent: AgentClient | None, *, gently: bool) -> str:
+async def shut_down(
+    process: ProcessHandle,
+    monitor: Monitor | None,
+    agent: AgentClient | None,
+    *,
+    gently: bool,
+    hurry: asyncio.Event,
+) -> str:
     """End the VM, however it takes, and return the name of the rung that did it.
+
+    A rung that fails is logged and the next one is tried; after the last one the process is gone.
 
     Args:
         gently: Ask the guest first (agent, then power button). Without it, or when nobody can be asked, QEMU is told
-        to quit.
-
-    A rung that fails is logged and the next one is tried; after the last one the process is gone.
+            to quit.
+        hurry: Once it is set, the guest is not waited for any longer.
     """
-    rungs: list[Rung] = []
-    if gently and agent is not None and agent.ready.is_set():
-        rungs.append(Rung("agent", lambda: agent.call("shutdown", timeout_s=AGENT_WAIT_S), AGENT_WAIT_S))
-    if gently and monitor is not None:
-        rungs.append(Rung("power button", lambda: monitor.execute("system_powerdown"), POWERDOWN_WAIT_S))
-    if monitor is not None:
-        rungs.append(Rung("quit", lambda: monitor.execute("quit"), QUIT_WAIT_S))
-    rungs += [_signal_rung(process, signal.SIGTERM), _signal_rung(process, signal.SIGKILL)]
-    for rung in rungs:
-        if not process.running:
-            return "gone"
-        if await _try_rung(process, rung):
+    if gently:
+        for rung in _asking_rungs(monitor, agent):
+            if not hurry.is_set() and await _try_rung(process, rung, hurry):
+                return rung.name
+    for rung in _ending_rungs(process, monitor):
+        if await _try_rung(process, rung, asyncio.Event()):
             return rung.name
     await process.wait()  # nothing survives SIGKILL; only the kernel's clean-up is waited for
     return "SIGKILL"
 
 
-async def _try_rung(process: ProcessHandle, rung: Rung) -> bool:
+def _asking_rungs(monitor: Monitor | None, agent: AgentClient | None) -> list[Rung]:
+    rungs: list[Rung] = []
+    if agent is not None and agent.ready.is_set():
+        rungs.append(Rung("agent", lambda: agent.call("shutdown", timeout_s=AGENT_WAIT_S), AGENT_WAIT_S))
+    if monitor is not None:
+        rungs.append(Rung("power button", lambda: monitor.execute("system_powerdown"), POWERDOWN_WAIT_S))
+    return rungs
+
+
+def _ending_rungs(process: ProcessHandle, monitor: Monitor | None) -> list[Rung]:
+    rungs = [_signal_rung(process, signal.SIGTERM), _signal_rung(process, signal.SIGKILL)]
+    if monitor is not None:
+        rungs.insert(0, Rung("quit", lambda: monitor.execute("quit"), QUIT_WAIT_S))
+    return rungs
+
+
+async def _try_rung(process: ProcessHandle, rung: Rung, hurry: asyncio.Event) -> bool:
+    """Do what the rung does; whether the process has ended by it, within its time and before there is a hurry."""
+    if not process.running:
+        return True
     LOG.debug("shutdown: %s, then up to %g s", rung.name, rung.wait_s)
-    started = asyncio.get_running_loop().time()
     ended = asyncio.ensure_future(process.wait())
+    hurried = asyncio.ensure_future(hurry.wait())
     acted = asyncio.ensure_future(rung.act())
     try:
-        # The act itself may never be answered, because QEMU is gone before it could.
-        await asyncio.wait((ended, acted), timeout=rung.wait_s, return_when=asyncio.FIRST_COMPLETED)
-        if acted.done() and isinstance(error := acted.exception(), ControlError):
-            LOG.debug("shutdown: %s failed: %s", rung.name, error)
-            if not ended.done() and process.running:
+        async with asyncio.timeout(rung.wait_s):
+            # The act may never be answered, because QEMU is gone before it could.
+            await asyncio.wait((ended, hurried, acted), return_when=asyncio.FIRST_COMPLETED)
+            if acted.done() and isinstance(error := acted.exception(), ControlError) and process.running:
+                LOG.debug("shutdown: %s failed: %s", rung.name, error)
                 return False
-        left = started + rung.wait_s - asyncio.get_running_loop().time()
-        await asyncio.wait((ended,), timeout=max(0.0, left))
-        return ended.done()
+            await asyncio.wait((ended, hurried), return_when=asyncio.FIRST_COMPLETED)
+    except TimeoutError:
+        LOG.debug("shutdown: %s did not end it", rung.name)
     finally:
-        for task in (ended, acted):
+        for task in (ended, hurried, acted):
             task.cancel()
-        await asyncio.gather(ended, acted, return_exceptions=True)
+        await asyncio.gather(ended, hurried, acted, return_exceptions=True)
+    return not process.running
 
 
 def _signal_rung(process: ProcessHandle, number: signal.Signals) -> Rung:

@@ -29,6 +29,7 @@ from control.errors import (
     HostError,
     LaunchError,
     MessageError,
+    MonitorError,
     StateError,
     WaitTimeout,
 )
@@ -73,6 +74,7 @@ class VM:
     Attributes:
         state: See `control.vm.states`.
         ended: Done once the VM is at its end, with how it came to it.
+        hurry: Set it to end a gentle stop that takes too long: the guest is then not waited for.
         phases: Seconds from QEMU's start to each phase of the boot that was reached.
     """
 
@@ -82,6 +84,7 @@ class VM:
         self.files = files
         self.process = process
         self.phases: dict[str, float] = {}
+        self.hurry = asyncio.Event()
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.watch = BootWatch(TIMES[record.accelerator or "tcg"], for_person=for_person)
         self._record = record
@@ -199,8 +202,16 @@ class VM:
             return "gone"
         if self._state is not State.STOPPING:
             self._enter(State.STOPPING)
+        if gently and await self._is_paused():
+            await self.monitor.execute("cont")  # a guest that stands still cannot be asked
         asking = gently and not (self.ended.done() and self.ended.result().error is not None)
-        return await shut_down(self.process, self._monitor, self._agent, gently=asking)
+        return await shut_down(self.process, self._monitor, self._agent, gently=asking, hurry=self.hurry)
+
+    async def _is_paused(self) -> bool:
+        try:
+            return self._monitor is not None and await self._monitor.query_runstate() == "paused"
+        except (MonitorError, WaitTimeout):
+            return False  # then the harder ways are needed anyway
 
     # -- what happens while it lives -------------------------------------------------------------------------------
 
