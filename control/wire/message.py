@@ -74,6 +74,12 @@ def read_envelope(envelope: object) -> Message:
     Raises:
         MessageError: It does not fit; says where.
     """
+    try:
+        # Python's reader takes more than JSON has: NaN, numbers without bound, half of a surrogate pair. None of these
+        # can be written down as UTF-8 JSON again, and the last one no schema library looks at without failing.
+        json.dumps(envelope, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise MessageError(f"this is not a message: {error}", hint="one message is one line of JSON") from error
     if not get_validator("message").is_valid(envelope):
         raise MessageError(
             f"this is not a message: {explain('message', envelope)}", hint="docs/protocol.md shows the envelope"
