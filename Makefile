@@ -85,7 +85,7 @@ build/image/image.json: $(IMAGE_SOURCES) | $(VENV)/.ready
 	@touch $@
 
 ##@ Check
-.PHONY: test test-fast test-slow test-all lint types check bench
+.PHONY: test test-fast test-slow test-all lint types check bench pictures
 test: setup deps-install-test image $(VENV)/.ready-dev ## all tests that end within ten minutes, boots included
 	@$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
 
@@ -107,6 +107,9 @@ check: lint types test-fast ## lint, types and the fast tests
 
 bench: setup image $(VENV)/.ready-dev ## measure speed and memory; prints a table, writes build/bench
 	@$(VENV)/bin/python -m tests.bench $(ARGS)
+
+pictures: setup image $(VENV)/.ready-dev ## draw the pictures of the documentation anew
+	@$(VENV)/bin/python docs/pictures/draw_start.py
 
 ##@ Clean
 .PHONY: clean distclean help
