@@ -60,6 +60,8 @@ class Agent:
         self._port: "PortCarrier | None" = None
         self._port_path = port_path
         self._port_fd = port_fd
+        # A port that was named is opened once; the virtio-serial port is waited for, and opened again when it comes back.
+        self._fixed = port_fd is not None or port_path is not None
         self._unsent: "list[bytes]" = []
         self._dispatcher = dispatch.Dispatcher(self, self._send_answer, self._report_exception)
         self._heartbeats = 0
@@ -70,8 +72,7 @@ class Agent:
 
     def run(self) -> int:
         """Serves the host until there is nobody left to serve; gives the exit code."""
-        fixed = self._port_fd is not None or self._port_path is not None
-        if not self._open_port() and not fixed:
+        if not self._open_port():
             self._watch_devices()
         self._say_ready()
         self.loop.soon(self._start_the_rest)
@@ -157,7 +158,7 @@ class Agent:
 
     def _lose_port(self, reason: str) -> None:
         lost, self._port = self._port, None
-        if self._port_fd is not None or self._port_path is not None:
+        if self._fixed:
             self.loop.stop(EXIT_OK)
             return
         self._unsent = lost.take_status() if lost is not None else []
@@ -179,13 +180,12 @@ class Agent:
             from .uevent import Uevents
 
             self._uevents = Uevents(self.loop, self._hear_device)
-        if self._port is None:
+        if self._port is None and not self._fixed:
             self._open_port()  # it may have come before the socket was there
 
     def _hear_device(self, event: "dict[str, str]") -> None:
         subsystem = event.get("SUBSYSTEM")
-        fixed = self._port_fd is not None or self._port_path is not None
-        if self._port is None and not fixed and subsystem in (None, "virtio-ports"):
+        if self._port is None and not self._fixed and subsystem in (None, "virtio-ports"):
             self._open_port()
         if not self._display_was_up and subsystem in (None, "drm", "graphics"):
             self._say_display_up()

@@ -454,9 +454,10 @@ def test_a_terminal_as_the_port(tmp_path: Path) -> None:
             os.write(ours, b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n')
             assert json.loads(terminal.readline()) == {"jsonrpc": "2.0", "id": 1, "result": {}}
             os.close(theirs)
-        assert process.wait(DEADLINE_S) == 0
+        assert process.stderr is not None
+        assert (process.wait(DEADLINE_S), process.stderr.read()) == (0, b"")
     finally:
         process.kill()
         process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
+        if process.stderr is not None:
+            process.stderr.close()

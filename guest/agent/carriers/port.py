@@ -24,7 +24,7 @@ HEARTBEAT = 2
 _READ_BYTES = 65536
 _READS_PER_TURN = 16
 _PAUSE_ABOVE_BYTES = 2 * wire.MAX_ANSWER_BYTES
-_MAX_UNASKED_BYTES = 256 * 1024
+_MAX_WAITING_BYTES = 256 * 1024
 
 
 class PortCarrier:
@@ -69,26 +69,18 @@ class PortCarrier:
         self._read()
 
     def send(self, line: bytes, kind: int) -> None:
-        """Queues one line. An answer to a host that has gone is dropped, and so is a heartbeat that nobody hears.
+        """Queues one line, and sends it if the host takes it.
 
-        What nobody asked for is bounded: the oldest heartbeats are dropped first, then the oldest status messages.
+        What may wait is bounded: of what nobody asked for, the oldest heartbeats go first, then the oldest status
+        messages; of the answers the oldest, but only while no host is there.
         """
-        if self._closed:
-            return
-        if not self.connected and kind != STATUS:
+        if self._closed or (kind == HEARTBEAT and not self.connected):
             self._drop(kind)
             return
-        if not self._queue and not self._rest and not self._cut and self.connected:
-            line = line[self._write(line) :]
-            if line and not self._closed:
-                self._rest = line
-            return
         self._queue.append((kind, line))
-        self._queued_bytes += len(line)
-        if kind != ANSWER:
-            self._unasked_bytes += len(line)
-            self._bound()
+        self._count(kind, len(line))
         self._flush()
+        self._bound()
 
     def when_flushed(self, callback: "Callable[..., Any]") -> None:
         """Calls `callback()` once the kernel has taken all that is queued now, or nobody is there to take it."""
@@ -118,12 +110,9 @@ class PortCarrier:
                 self._forget_host()
             else:
                 self._counters["host_connections"] += 1
-        if not self._closed:
-            self._flush()
+        self._flush()
         if not self._closed and not self._paused:
             self._read()
-        if gone and self._stays:
-            self._decoder.reset()
 
     def _read(self) -> None:
         self._paused = False
@@ -145,8 +134,6 @@ class PortCarrier:
                 if not self._stays:
                     self._lose("the host closed the connection")
                 return
-            if self._stays and not self.connected:
-                self._see_connected()
             for line in self._decoder.feed(data):
                 self._on_line(line)
         self._loop.soon(self._read_again)
@@ -154,16 +141,6 @@ class PortCarrier:
     def _read_again(self) -> None:
         if not self._closed and not self._paused:
             self._read()
-
-    def _see_connected(self) -> None:
-        """Finds out whether the bytes just read come from a host that is there, or were left by one that has gone."""
-        import select
-
-        poller = select.poll()
-        poller.register(self._fd, select.POLLOUT)
-        if not any(events & select.POLLHUP for _, events in poller.poll(0)):
-            self.connected = True
-            self._counters["host_connections"] += 1
 
     # Writing
 
@@ -186,16 +163,11 @@ class PortCarrier:
 
     def _flush(self) -> None:
         while self.connected and not self._closed and (self._rest or self._queue):
-            if not self._rest:
-                kind, line = self._queue.pop(0)
-                self._queued_bytes -= len(line)
-                if kind != ANSWER:
-                    self._unasked_bytes -= len(line)
-                # After a line that was cut short, a line feed makes the next one whole for whoever reads it.
-                self._rest = b"\n" + line if self._cut else line
-                self._cut = False
-            self._rest = self._rest[self._write(self._rest) :]
             if self._rest:
+                self._rest = self._rest[self._write(self._rest) :]
+                if self._rest:
+                    break
+            elif not self._begin_line():
                 break
         if self._paused and self._queued_bytes <= _PAUSE_ABOVE_BYTES // 2:
             self._paused = False
@@ -203,35 +175,55 @@ class PortCarrier:
         if self._flushed and (self._closed or not self.connected or not (self._rest or self._queue)):
             self._run_flushed()
 
+    def _begin_line(self) -> bool:
+        """Begins to write the next line; False when not a byte of it went, and it waits on."""
+        kind, line = self._queue[0]
+        # After a line that was cut short, a line feed makes the next one whole for whoever reads it.
+        data = b"\n" + line if self._cut else line
+        written = self._write(data)
+        if not written or self._closed:
+            return False
+        self._queue.pop(0)
+        self._count(kind, -len(line))
+        self._cut = False
+        self._rest = data[written:]
+        return True
+
     def _run_flushed(self) -> None:
         callbacks, self._flushed = self._flushed, []
         for callback in callbacks:
             self._loop.soon(callback)
 
     def _bound(self) -> None:
-        for kind in (HEARTBEAT, STATUS):
+        for kind in (HEARTBEAT, STATUS) if self.connected else (HEARTBEAT, ANSWER, STATUS):
             at = 0
-            while self._unasked_bytes > _MAX_UNASKED_BYTES and at < len(self._queue):
+            while at < len(self._queue) and self._bounded_bytes() > _MAX_WAITING_BYTES:
                 if self._queue[at][0] == kind:
-                    line = self._queue.pop(at)[1]
-                    self._queued_bytes -= len(line)
-                    self._unasked_bytes -= len(line)
+                    self._count(kind, -len(self._queue.pop(at)[1]))
                     self._drop(kind)
                 else:
                     at += 1
 
+    def _bounded_bytes(self) -> int:
+        # A host that is there and asks too much is held up by not being read from; nothing of its answers is dropped.
+        return self._unasked_bytes if self.connected else self._queued_bytes
+
+    def _count(self, kind: int, size: int) -> None:
+        self._queued_bytes += size
+        if kind != ANSWER:
+            self._unasked_bytes += size
+
     def _forget_host(self) -> None:
-        """Drops what only the host that has gone was waiting for."""
+        """Gives up the line that the host which has gone had begun to receive.
+
+        Whole answers wait on: the notice that a host is there comes later than its first request, so they may be for
+        the next one already. A host drops answers to requests that are not its own.
+        """
         if self._rest:
             self._rest = b""
             self._cut = True
-        kept = [(kind, line) for kind, line in self._queue if kind == STATUS]
-        for kind, _ in self._queue:
-            if kind != STATUS:
-                self._drop(kind)
-        self._queue = kept
-        self._queued_bytes = self._unasked_bytes = sum(len(line) for _, line in kept)
-        self._paused = False
+            self._drop(ANSWER)
+        self._bound()
 
     def _drop(self, kind: int) -> None:
         self._counters[("answers_dropped", "status_dropped", "heartbeats_dropped")[kind]] += 1
