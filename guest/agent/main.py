@@ -60,7 +60,7 @@ class Agent:
         self._port: "PortCarrier | None" = None
         self._port_path = port_path
         self._port_fd = port_fd
-        # A port that was named is opened once; the virtio-serial port is waited for, and opened again when it comes back.
+        # A port that was named is opened once; the virtio-serial port is waited for, and opened again when it is back.
         self._fixed = port_fd is not None or port_path is not None
         self._unsent: "list[bytes]" = []
         self._dispatcher = dispatch.Dispatcher(self, self._send_answer, self._report_exception)
