@@ -1,7 +1,8 @@
 """The keeper's own program: `keeper.py PIPE_FD PID_FILE`, started by `handle.start_keeper` (floor 2).
 
 It waits on a pipe whose other end only the launcher holds. A word on it means that all is well and the keeper goes; the
-bare end of the pipe means that the launcher was killed, and then the process named in PID_FILE is ended.
+bare end of the pipe means that the launcher was killed, and then the process named in PID_FILE is ended, provided that
+its command line names PID_FILE: a number that a killed QEMU left there may mean another process by now.
 Imports as little as it can: it starts beside every foreground VM.
 """
 
@@ -31,6 +32,8 @@ def main() -> int:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return 0  # it has ended by itself
+    if not is_kept(pid, pid_file):  # looked at after the pidfd is held: the number stands for one process now
+        return 0
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -54,6 +57,15 @@ def wait_for_pid(pid_file: str) -> "int | None":
             if time.monotonic() > deadline:
                 return None
         time.sleep(0.02)  # a file has no event without inotify, and this path is taken once in a crash
+
+
+def is_kept(pid: int, pid_file: str) -> bool:
+    """Whether the process `pid` was started with `pid_file` on its command line, as QEMU is."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsencode(pid_file) in file.read().split(b"\0")
+    except OSError:
+        return False  # it has ended by itself
 
 
 if __name__ == "__main__":

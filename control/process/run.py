@@ -18,6 +18,10 @@ OUTPUT_LIMIT_BYTES = 1024 * 1024
 """What is kept of each of stdout and stderr; the rest is read and dropped, so the child never blocks."""
 
 
+PIPES_WAIT_S = 2.0
+"""What a child wrote before its end is read within milliseconds of it, also on a loaded host."""
+
+
 async def run(
     argv: Sequence[str],
     *,
@@ -35,7 +39,8 @@ async def run(
     LOG.debug("run: %s", " ".join(argv))
     started = time.monotonic()
     try:
-        process = await asyncio.create_subprocess_exec(
+        transport, collector = await asyncio.get_running_loop().subprocess_exec(
+            _Collector,
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -46,18 +51,23 @@ async def run(
         )
     except OSError as error:
         raise HostError(f"{argv[0]} cannot be started: {error.strerror}", hint="make doctor") from error
-    outputs = [stream for stream in (process.stdout, process.stderr) if stream is not None]
-    readers = [asyncio.create_task(_read_bounded(stream)) for stream in outputs]
     return_code: int | None = None
     try:
         async with asyncio.timeout(timeout_s):
-            return_code = await process.wait()
+            await collector.exited.wait()
+        return_code = transport.get_returncode()
     except TimeoutError:
         LOG.debug("killed at its deadline of %g s: %s", timeout_s, argv[0])
     finally:
-        kill_group(process.pid)
-        await process.wait()
-        stdout, stderr = await asyncio.gather(*readers)
+        kill_group(transport.get_pid())
+        await collector.exited.wait()
+        # A descendant in a session of its own is out of our reach, and may hold the pipes open for as long as it likes.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PIPES_WAIT_S):
+                await collector.drained.wait()
+        transport.close()
+        await asyncio.sleep(0)  # the pipes close in the next turn of the event loop
+    stdout, stderr = bytes(collector.outputs[1]), bytes(collector.outputs[2])
     return Completed(tuple(argv), return_code, stdout, stderr, time.monotonic() - started)
 
 
@@ -67,8 +77,23 @@ def kill_group(process_group: int) -> None:
         os.killpg(process_group, signal.SIGKILL)
 
 
-async def _read_bounded(stream: asyncio.StreamReader) -> bytes:
-    kept = bytearray()
-    while chunk := await stream.read(65536):
-        kept += chunk[: max(0, OUTPUT_LIMIT_BYTES - len(kept))]
-    return bytes(kept)
+class _Collector(asyncio.SubprocessProtocol):
+    """Keeps the beginning of what a child process writes, and knows when it has ended and when its pipes have."""
+
+    def __init__(self) -> None:
+        self.outputs = {1: bytearray(), 2: bytearray()}
+        self.exited = asyncio.Event()
+        self.drained = asyncio.Event()
+        self._open = {1, 2}
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        kept = self.outputs[fd]
+        kept += data[: max(0, OUTPUT_LIMIT_BYTES - len(kept))]
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        self._open.discard(fd)
+        if not self._open:
+            self.drained.set()
+
+    def process_exited(self) -> None:
+        self.exited.set()

@@ -7,7 +7,7 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,14 +38,14 @@ def envelope(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in whole.items() if value is not ...}
 
 
-GOOD = [
+GOOD: list[Any] = [
     envelope(),
     envelope(id="a" * 64, in_reply_to="x.y:z_-9"),
     envelope(timestamp="2026-12-31T23:59:60.123456789Z"),
     envelope(data={"message": "m" * 1024, "details": {"k": [1, None, {"x": "ü"}]}}),
     *(envelope(type=kind) for kind in ("command", "graphics", "error", "heartbeat")),
 ]
-BAD = [
+BAD: list[Any] = [
     None, [], "x", 1, {},
     *(envelope(**{key: ...}) for key in ("timestamp", "direction", "type", "data")),
     envelope(extra=1),
