@@ -97,8 +97,15 @@ _PROMPT = re.compile(r"(?:login|password|username): ?\Z|[$#>%?:\]] ?\Z", re.IGNO
 
 
 def find_cause(console_end: str) -> Cause | None:
-    """Find the cause that the end of a silent console shows; the most telling one first, None when there is none."""
-    return next((cause for cause in CAUSES if cause.pattern.search(console_end)), None)
+    """Find the cause that the end of a silent console shows; the most telling one first, None when there is none.
+
+    A panic prints much behind its sentence, so that is looked for everywhere; but a kernel that panicked has no prompt.
+    """
+    at_prompt = looks_like_prompt(console_end)
+    for cause in CAUSES:
+        if cause.pattern.search(console_end) and not (at_prompt and cause.exit_code == EXIT_GUEST_PANICKED):
+            return cause
+    return None
 
 
 def looks_like_prompt(console_end: str) -> bool:

@@ -7,13 +7,19 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from control.errors import HostError, StateError
 from control.paths import InstanceFiles, find_instance_files, open_instance_files
 from control.process.handle import ProcessHandle, find_process
+from control.vm.states import State
+
+PID_MAX = 2**22
+"""The highest number Linux gives a process (proc(5), /proc/sys/kernel/pid_max)."""
+
+_TYPES = {"str": str, "int": int, "bool": bool}
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,28 @@ def read_record(files: InstanceFiles) -> Record | None:
         StateError: The file is there and is not a record; it is left for the user to look at.
     """
     try:
-        fields = json.loads(files.state.read_bytes())
-        return Record(**fields)
+        return _check_record(Record(**json.loads(files.state.read_bytes())))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise StateError(
             f"the state file {files.state} cannot be read: {error}",
             state="unknown",
             required=("readable",),
             hint="if no QEMU of it runs any more, remove that file",
         ) from error
+
+
+def _check_record(record: Record) -> Record:
+    """Return `record` when each value can be what its name says; ValueError or TypeError otherwise."""
+    for known in fields(Record):
+        value = getattr(record, known.name)
+        if type(value) is not _TYPES.get(str(known.type), dict):
+            raise TypeError(f"{known.name} is {value!r:.80}")
+    State(record.state)
+    if not 0 <= record.pid <= PID_MAX:
+        raise ValueError(f"pid is {record.pid}")
+    return record
 
 
 def find_running(files: InstanceFiles, record: Record | None) -> ProcessHandle | None:

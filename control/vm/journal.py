@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from control.errors import HostError
 from control.wire import Message, encode_message
 
 LIMIT_BYTES = 16 * 1024 * 1024
@@ -14,7 +15,10 @@ LIMIT_BYTES = 16 * 1024 * 1024
 
 
 class Journal:
-    """Appends messages; made by `open_journal`. Written through at `flush`, which the caller does when it is idle."""
+    """Appends messages; made by `open_journal`. Written through at `flush`, which the caller does when it is idle.
+
+    Each of its methods raises HostError when the disk is full or gone.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -25,21 +29,34 @@ class Journal:
         if self._size >= LIMIT_BYTES:
             self._rotate()
         line = encode_message(message)
-        self._file.write(line)
+        with self._naming_errors():
+            self._file.write(line)
         self._size += len(line)
 
     def flush(self) -> None:
         """Hand what was appended to the kernel, for others to read."""
-        self._file.flush()
+        with self._naming_errors():
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with self._naming_errors():
+            self._file.close()
 
     def _rotate(self) -> None:
-        self._file.close()
-        self._path.replace(self._path.with_name(self._path.name + ".1"))
-        self._file = self._path.open("ab")
+        with self._naming_errors():
+            self._file.close()
+            self._path.replace(self._path.with_name(self._path.name + ".1"))
+            self._file = self._path.open("ab")
         self._size = 0
+
+    @contextlib.contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise HostError(
+                f"the journal {self._path} cannot be written: {error.strerror}", hint="make room on that disk"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -427,6 +427,8 @@ class VM:
         check_transition(self._state, state)
         LOG.debug("state: %s -> %s", self._state.value, state.value)
         self._state = state
+        if state is State.RUNNING:
+            self.watch.start_clock()
         self._record = replace(self._record, state=state.value)
         write_record(self.files, self._record)
 
