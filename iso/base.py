@@ -102,8 +102,7 @@ def _with_bytecode(distribution: Distribution, guest: Tree, scratch: Path) -> Tr
     }
     interpreter = host_command(root, f"usr/bin/{distribution.python}")
     (scratch / "bytecode").mkdir()
-    # PYTHONHOME is not needed: Python finds its library beside itself, by the path given as --argv0 or its own.
-    compiled = guestpython.compile_tree(interpreter, sources, library, scratch / "bytecode", level=2)
+    compiled = guestpython.compile_tree(interpreter, root / "usr", sources, library, scratch / "bytecode", level=2)
     rest = {path: entry for path, entry in guest.items() if not path.startswith(f"{library}/")}
     return rest | compiled
 
@@ -134,9 +133,6 @@ def _module_index(guest: Tree, scratch: Path) -> Tree:
     depmod = host_command(root, "usr/bin/kmod")
     depmod[depmod.index("/usr/bin/kmod")] = "depmod"
     indexed = kernelmodules.index(root, version, depmod)
-    dependencies = indexed[f"usr/lib/modules/{version}/modules.dep"].data.decode()
-    early = kernelmodules.load_order(guest, dependencies, kernelmodules.load_lists()["early"])
-    indexed["usr/lib/unhinged/early-modules"] = file("".join(f"/lib/modules/{version}/{path}\n" for path in early).encode())
     return indexed
 
 

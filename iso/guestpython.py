@@ -41,12 +41,13 @@ def is_wanted(path: str) -> bool:
 
 
 def compile_tree(
-    interpreter: list[str], sources: Mapping[str, Entry], base: str, scratch: Path, *, level: int
+    interpreter: list[str], home: Path, sources: Mapping[str, Entry], base: str, scratch: Path, *, level: int
 ) -> Tree:
     """Replace every `.py` below `base` by its bytecode beside it (`name.pyc`, which Python imports without a source).
 
     Args:
         interpreter: How to start the guest's Python on the host.
+        home: The directory whose `lib` holds the guest's library, so that the host's is not used.
         sources: Files of the guest; those not ending in `.py` are passed on as they are.
         base: The directory in the guest that all of them lie in, without slashes around it.
         scratch: An empty directory.
@@ -61,7 +62,7 @@ def compile_tree(
         else:
             tree[path] = entry
     # A fixed hash seed, so that the order of sets of constants is the same in every build.
-    run([*interpreter, "-S", "-B", "-c", _COMPILE, str(scratch), f"/{base}/", str(level)], environment={"PYTHONHASHSEED": "0"})
+    run([*interpreter, "-S", "-B", "-c", _COMPILE, str(scratch), f"/{base}/", str(level)], environment={"PYTHONHASHSEED": "0", "PYTHONHOME": str(home)})
     for compiled in sorted(scratch.rglob("*.pyc")):
         tree[f"{base}/{compiled.relative_to(scratch).as_posix()}"] = file(compiled.read_bytes())
     return tree

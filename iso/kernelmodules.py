@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from iso.failure import BuildError
@@ -67,26 +67,6 @@ def index(tree: Path, version: str, depmod: list[str]) -> Tree:
     # modules.symbols; nothing in the guest reads the latter's text form.
     wanted = [path for path in sorted(root.glob("modules.*")) if path.name not in (*_INDEX_FILES, "modules.symbols")]
     return {f"usr/lib/modules/{version}/{path.name}": file(path.read_bytes()) for path in wanted}
-
-
-def load_order(tree: Mapping[str, object], modules_dep: str, names: Iterable[str]) -> list[str]:
-    """Name the files to insert, each after what it needs, so that `names` are loaded at the end.
-
-    Args:
-        tree: The guest's files; only there to check that each module is among them.
-        modules_dep: The text of modules.dep.
-        names: Modules; one that is built in is skipped.
-
-    Source: modules.dep(5): dependencies are listed in the order opposite to loading.
-    """
-    by_name: dict[str, list[str]] = {}
-    for line in modules_dep.splitlines():
-        path, _, needs = line.partition(":")
-        by_name[_name(Path(path))] = [*reversed(needs.split()), path]
-    order: list[str] = []
-    for name in names:
-        order += [path for path in by_name.get(_plain(name), []) if path not in order]
-    return order
 
 
 def _modules_root(kernel: Path, version: str) -> Path:

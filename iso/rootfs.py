@@ -14,7 +14,7 @@ from iso.newc import Entry, Tree, character_device, directory, file, symlink
 from iso.programs import run
 
 # Where busybox and a real program both exist, the real one is the one in PATH. Busybox's dpkg and rpm would only mislead.
-NOT_FROM_BUSYBOX = frozenset({"busybox", "dpkg", "dpkg-deb", "rpm", "rpm2cpio", "linuxrc", "mke2fs", "depmod", "insmod"})
+NOT_FROM_BUSYBOX = frozenset({"busybox", "dpkg", "dpkg-deb", "rpm", "rpm2cpio", "linuxrc", "mke2fs", "depmod", "insmod", "modprobe"})
 
 _EMPTY_DIRECTORIES = {
     "dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777, "root": 0o700, "mnt/host": 0o755, "data": 0o755,
@@ -42,6 +42,8 @@ def assemble(base: Mapping[str, Entry], own: Path, agent: Path, distribution: Di
     tree |= read_own(own)
     with tempfile.TemporaryDirectory(prefix="unhinged-image.") as name:
         root = Path(name)
+        # Made by /init once the agent's channel is there; see there.
+        tree.pop("usr/sbin/modprobe", None)
         write_to_disk(base, root / "root")
         for path in _applets(root / "root"):
             tree.setdefault(path, symlink("/usr/bin/busybox"))
@@ -79,4 +81,4 @@ def _agent(sources: Path, interpreter: list[str], scratch: Path) -> Tree:
     }
     (scratch / "agent").mkdir()
     # Level 0: the agent's own assertions and texts stay.
-    return guestpython.compile_tree(interpreter, files, AGENT_HOME, scratch / "agent", level=0)
+    return guestpython.compile_tree(interpreter, scratch / "root" / "usr", files, AGENT_HOME, scratch / "agent", level=0)
