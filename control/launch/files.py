@@ -73,7 +73,13 @@ def check_disk(path: Path) -> DiskFormat:
 
 def check_share(path: Path) -> Path:
     """Return `path` when it is a directory the VM can use. Raises ImageError."""
-    if not path.is_dir():
+    try:
+        is_directory = path.is_dir()
+    except OSError as error:
+        raise ImageError(
+            f"{path} cannot be reached: {error.strerror}", hint="look at SHARE=, and its rights"
+        ) from error
+    if not is_directory:
         raise ImageError(f"{path} is not a directory", hint="SHARE= takes a directory; make it first")
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise ImageError(f"{path} cannot be read and written", hint="chmod u+rwx, or share another directory")

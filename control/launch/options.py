@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,8 +51,10 @@ class LaunchOptions:
 
     @property
     def cpu_count(self) -> int:
-        if not self.cpus.strip().isdecimal():
-            raise ConfigError(f"CPUS={self.cpus!r} is not a number", key="CPUS", hint="write it like CPUS=2")
+        if not (self.cpus.strip().isdecimal() and len(self.cpus) < 10):
+            raise ConfigError(
+                f"CPUS={self.cpus[:80]!r} is not a number of CPUs", key="CPUS", hint="write it like CPUS=2"
+            )
         return int(self.cpus)
 
 
@@ -118,17 +121,18 @@ def read_options(namespace: argparse.Namespace) -> LaunchOptions:
 
 
 def _path(text: str | None) -> Path | None:
-    return Path(text).expanduser().absolute() if text else None
+    # As a shell does it: a name that begins with a ~ of nobody stands for itself.
+    return Path(os.path.expanduser(text)).absolute() if text else None  # noqa: PTH111 - Path.expanduser() would raise
 
 
 def _pattern(text: str | None) -> re.Pattern[bytes] | None:
     if not text:
         return None
     try:
-        return re.compile(text.encode(), re.MULTILINE)
-    except re.error as error:
+        return re.compile(os.fsencode(text), re.MULTILINE)
+    except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(
-            f"UNTIL={text!r} is not a regular expression: {error}",
+            f"UNTIL={text[:80]!r} is not a regular expression: {error}",
             key="UNTIL",
             hint="a character that means itself is written with a backslash, as in 'ready \\(ok\\)'",
         ) from error

@@ -47,11 +47,9 @@ async def prepare(options: LaunchOptions, files: InstanceFiles, *, with_agent: b
     """
     _check_memory(options.memory_bytes)
     boot, builtin = _choose_boot(options)
-    disks = await _choose_disks(options, files, builtin=builtin)
+    disks, share = _choose_disks(options, files, builtin=builtin), _choose_share(options)
     qemu = find_qemu(look_around({**os.environ, "QEMU": options.qemu} if options.qemu else None))
     choice = await choose_accelerator(_accelerator(options.accel), qemu, run, cache_directory())
-    if options.firmware == "uefi":
-        await _copy_firmware_variables(files)
     spec = VMSpec(
         name=files.directory.name.removeprefix("vm."),
         boot=boot,
@@ -62,13 +60,18 @@ async def prepare(options: LaunchOptions, files: InstanceFiles, *, with_agent: b
         firmware=cast(Literal["bios", "uefi"], options.firmware),
         ovmf=OVMF_CODE if options.firmware == "uefi" else None,
         disks=disks,
-        share=_choose_share(options),
+        share=share,
         agent=with_agent,
         network=cast(Literal["user", "none"], options.network),
         display=cast(Literal["std", "none"], options.display),
         qemu=str(qemu),
         extra_args=options.qemu_args,
     )
+    # Only now that nothing is left to refuse is anything made.
+    if options.firmware == "uefi":
+        await _copy_firmware_variables(files)
+    if any(disk.path == files.data_disk for disk in disks) and not files.data_disk.exists():
+        await _make_data_disk(files.data_disk)
     return Prepared(spec, choice)
 
 
@@ -121,13 +124,11 @@ def _builtin_file(name: str) -> Path:
     return path
 
 
-async def _choose_disks(options: LaunchOptions, files: InstanceFiles, *, builtin: bool) -> tuple[Disk, ...]:
+def _choose_disks(options: LaunchOptions, files: InstanceFiles, *, builtin: bool) -> tuple[Disk, ...]:
     if options.disk is not None:
         return (Disk(options.disk, check.check_disk(options.disk)),)
     if not builtin:
         return ()
-    if not files.data_disk.exists():
-        await _make_data_disk(files.data_disk)
     return (Disk(files.data_disk, "qcow2", serial=DATA_DISK_SERIAL),)
 
 

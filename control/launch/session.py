@@ -86,12 +86,14 @@ class _Watcher(Listener):
 
     async def on_console(self, chunk: bytes) -> None:
         await self._view.on_console(chunk)
-        self._look(chunk)
+        if self._until is not None and self._until.feed(chunk):
+            self._matched.set()
 
     async def on_message(self, message: Message, carrier: Carrier) -> None:
         await self._view.on_message(message, carrier)
-        if carrier != "console":  # those on the console have been looked at as its bytes
-            self._look(message.text.encode() + b"\n")
+        # Those on the console have been looked at as its bytes.
+        if self._until is not None and carrier != "console" and self._until.matches_line(message.text.encode()):
+            self._matched.set()
 
     async def on_text(self, text: bytes) -> None:
         await self._view.on_text(text)
@@ -101,10 +103,6 @@ class _Watcher(Listener):
 
     def on_note(self, note: str) -> None:
         self._view.on_note(note)
-
-    def _look(self, chunk: bytes) -> None:
-        if self._until is not None and not self._matched.is_set() and self._until.feed(chunk):
-            self._matched.set()
 
 
 async def run_session(options: LaunchOptions, view: View, *, with_agent: bool) -> Outcome:
@@ -218,7 +216,7 @@ def _judge_ending(vm: VM, options: LaunchOptions) -> Outcome:
         how = "failed after it was up" if vm.watch.up else "failed"
         return Outcome(ending.error.exit_code, how, ending.error)
     if options.until is not None:
-        pattern = options.until.pattern.decode()
+        pattern = options.until.pattern.decode("utf-8", "replace")
         return Outcome(
             EXIT_ERROR,
             ending.how,
@@ -234,7 +232,11 @@ def _judge_ending(vm: VM, options: LaunchOptions) -> Outcome:
 
 def _time_out(vm: VM, options: LaunchOptions) -> Outcome:
     seconds = options.timeout_s or 0.0
-    waited_for = f"the console to show {options.until.pattern.decode()!r}" if options.until else "the guest to end"
+    waited_for = (
+        f"the console to show {options.until.pattern.decode('utf-8', 'replace')!r}"
+        if options.until
+        else "the guest to end"
+    )
     error = WaitTimeout(
         waited_for,
         seconds,

@@ -22,3 +22,7 @@ class UntilMatcher:
         # A carriage return at the very end may be half of a line end.
         self._partial = text[text.rfind(b"\n") + 1 :][-LINE_LIMIT_BYTES:]
         return False
+
+    def matches_line(self, line: bytes) -> bool:
+        """Whether the pattern occurs in a line that is not of the console; what that has begun with stays as it is."""
+        return self._pattern.search(line) is not None
