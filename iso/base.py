@@ -75,15 +75,13 @@ def write_to_disk(tree: Mapping[str, Entry], root: Path) -> None:
 def kernel_version(tree: Mapping[str, Entry]) -> str:
     """Read the kernel's version off the path of its modules."""
     for path in tree:
-        before, found, after = path.partition("usr/lib/modules/")
+        _, found, after = path.partition("usr/lib/modules/")
         if found:
             return after.split("/")[0]
     raise BuildError("the guest has no kernel modules")
 
 
-def _take(
-    wanted: Mapping[str, Iterable[str]], packages: Mapping[str, Package], debs: Path, scratch: Path
-) -> Tree:
+def _take(wanted: Mapping[str, Iterable[str]], packages: Mapping[str, Package], debs: Path, scratch: Path) -> Tree:
     tree: Tree = {}
     for name, patterns in wanted.items():
         if patterns := list(patterns):
@@ -132,7 +130,4 @@ def _module_index(guest: Tree, scratch: Path) -> Tree:
     (root / "lib").symlink_to("usr/lib")
     depmod = host_command(root, "usr/bin/kmod")
     depmod[depmod.index("/usr/bin/kmod")] = "depmod"
-    indexed = kernelmodules.index(root, version, depmod)
-    return indexed
-
-
+    return kernelmodules.index(root, version, depmod)

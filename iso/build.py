@@ -1,17 +1,21 @@
 """Builds the guest image: `python3 iso/build.py --output build/image --cache build/cache` (room: image; a door).
 
-Called by `make image`. Steps: which packages (recorded in the cache), what comes from them alone (kept in the cache), the
-guest's file system, the initrd, the ISO, the manifest. All files appear in the output directory together, or none does.
+Called by `make image`. Steps: which packages (recorded in the cache), what comes from them alone (kept in the cache),
+the guest's file system, the initrd, the ISO, the manifest. All files appear in the output directory together, or none does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
@@ -57,10 +61,20 @@ def build(options: argparse.Namespace, progress: Progress) -> None:
     lock = options.cache / f"packages-{distribution.key}.json"
     present = manifest.read(options.output)
     exact = None if options.refresh else _recorded(lock, present, distribution)
-    if exact is not None and present is not None and not options.force:
-        if present["input_hash"] == _hash(exact, distribution, options.agent):
-            return
+    if not options.force and exact is not None and _is_current(present, exact, distribution, options.agent):
+        return
     programs.require(PROGRAMS)
+    with _exclusive(options.cache, progress):
+        _build_exclusively(options, distribution, progress)
+
+
+def _build_exclusively(options: argparse.Namespace, distribution: Distribution, progress: Progress) -> None:
+    lock = options.cache / f"packages-{distribution.key}.json"
+    # Looked at again, because the build we may have waited for has perhaps done all there is to do.
+    present = manifest.read(options.output)
+    exact = None if options.refresh else _recorded(lock, present, distribution)
+    if not options.force and exact is not None and _is_current(present, exact, distribution, options.agent):
+        return
     if exact is None:
         progress.step("asking apt for the packages' versions")
         exact = packages.resolve(distribution)
@@ -68,11 +82,29 @@ def build(options: argparse.Namespace, progress: Progress) -> None:
     _make(options, distribution, exact, progress)
 
 
-def _recorded(lock: Path, present: dict[str, object] | None, distribution: Distribution) -> dict[str, Package] | None:
+@contextlib.contextmanager
+def _exclusive(cache: Path, progress: Progress) -> Iterator[None]:
+    """Hold the cache for this build; another one waits. The lock goes with the process, however it ends."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.step("waiting for another build that uses the same cache")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_current(
+    present: dict[str, Any] | None, exact: dict[str, Package], distribution: Distribution, agent: Path
+) -> bool:
+    return present is not None and present["input_hash"] == _hash(exact, distribution, agent)
+
+
+def _recorded(lock: Path, present: dict[str, Any] | None, distribution: Distribution) -> dict[str, Package] | None:
     recorded = packages.read_lock(lock)
     if recorded is None and present is not None and present["distribution"] == distribution.title:
-        listed = present["packages"]
-        recorded = {name: Package(**about) for name, about in listed.items()} if isinstance(listed, dict) else None
+        recorded = {name: Package(**about) for name, about in present["packages"].items()}
     wanted = {*distribution.packages, *distribution.boot_packages}
     return recorded if recorded is not None and wanted <= recorded.keys() else None
 
@@ -84,7 +116,7 @@ def _make(
     guest = {path.removeprefix("guest/"): entry for path, entry in tree.items() if path.startswith("guest/")}
     boot = {path.removeprefix("boot/"): entry for path, entry in tree.items() if path.startswith("boot/")}
     progress.step("putting the guest's files together")
-    packed = initrd.pack_initrd(rootfs.assemble(guest, GUEST_OWN, options.agent, distribution))
+    packed = initrd.pack_initrd(rootfs.assemble(guest, GUEST_OWN, options.agent, distribution, options.cache))
     input_hash = _hash(exact, distribution, options.agent)
     progress.step("making the ISO file")
     with tempfile.TemporaryDirectory(prefix="iso.", dir=options.cache) as scratch:
@@ -126,7 +158,7 @@ def _hash(exact: dict[str, Package], distribution: Distribution, agent: Path) ->
 def _publish(files: dict[str, bytes], output: Path) -> None:
     """Put a whole new image in the place of the old one.
 
-    The files are written beside the output directory and then renamed one by one, the manifest last; before the first rename the old
+    The files are written in full and then renamed one by one, the manifest last; before the first rename the old
     manifest goes, so a build that is killed in between leaves an image that is seen to be incomplete.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -145,7 +177,9 @@ def _publish(files: dict[str, bytes], output: Path) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="iso/build.py", description="Build the guest image from the distribution's packages.")
+    parser = argparse.ArgumentParser(
+        prog="iso/build.py", description="Build the guest image from the distribution's packages."
+    )
     parser.add_argument("--output", type=Path, default=Path("build/image"), help="where the image goes (build/image)")
     parser.add_argument("--cache", type=Path, default=Path("build/cache"), help="where packages are kept (build/cache)")
     parser.add_argument("--force", action="store_true", help="build everything again, from the same packages")

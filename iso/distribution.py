@@ -1,4 +1,4 @@
-"""Which distribution builds the image and which of its packages (room: image; the data is in `distributions/*.toml`)."""
+"""Which distribution builds the image and which of its packages (room: image; data: `distributions/*.toml`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Turns Python sources into the guest's bytecode with the guest's own interpreter (room: image).
 
-The host's Python may be another version, whose bytecode the guest could not read. The guest's runs here because host and
-guest have the same processor.
+The host's Python may be another version, whose bytecode the guest could not read. The guest's runs here because host
+and guest have the same processor.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 from iso.newc import Entry, Tree, file
 from iso.programs import run
 
-# Parts of the standard library that a guest without a display, a compiler and other people's test suites has no use for.
+# Parts of the standard library that a guest without display, compiler and other people's test suites has no use for.
 LEFT_OUT = (
-    "*/test/*", "*/tests/*", "*/idlelib/*", "*/tkinter/*", "*/turtle*", "*/lib2to3/*", "*/distutils/*", "*/ensurepip/*",
-    "*/pydoc_data/*", "*/config-3*", "*/EXTERNALLY-MANAGED", "*/sitecustomize.py", "*/LICENSE.txt",
-    "*/_test*.so", "*/_ctypes_test*", "*/_xx*", "*/xxlimited*", "*/_codecs_*", "*/_multibytecodec*", "*/ossaudiodev*", "*/nis.*",
-    "*/_sqlite3*", "*/sqlite3/*", "*/_dbm*", "*/_curses*", "*/curses/*", "*/_aix_support.py", "*/_osx_support.py", "*/antigravity.py",
-    "*/_bootsubprocess.py", "*/this.py", "*/__phello__/*", "*/msilib/*",
+    "*/test/*", "*/tests/*", "*/idlelib/*", "*/tkinter/*", "*/turtle*", "*/lib2to3/*", "*/distutils/*",
+    "*/ensurepip/*", "*/pydoc_data/*", "*/config-3*", "*/EXTERNALLY-MANAGED", "*/sitecustomize.py", "*/LICENSE.txt",
+    "*/_test*.so", "*/_ctypes_test*", "*/_xx*", "*/xxlimited*", "*/_codecs_*", "*/_multibytecodec*", "*/ossaudiodev*",
+    "*/nis.*", "*/_sqlite3*", "*/sqlite3/*", "*/_dbm*", "*/_curses*", "*/curses/*", "*/_aix_support.py",
+    "*/_osx_support.py", "*/antigravity.py", "*/_bootsubprocess.py", "*/this.py", "*/__phello__/*", "*/msilib/*",
 )  # fmt: skip
 
 _COMPILE = """
@@ -62,7 +62,10 @@ def compile_tree(
         else:
             tree[path] = entry
     # A fixed hash seed, so that the order of sets of constants is the same in every build.
-    run([*interpreter, "-S", "-B", "-c", _COMPILE, str(scratch), f"/{base}/", str(level)], environment={"PYTHONHASHSEED": "0", "PYTHONHOME": str(home)})
+    run(
+        [*interpreter, "-S", "-B", "-c", _COMPILE, str(scratch), f"/{base}/", str(level)],
+        environment={"PYTHONHASHSEED": "0", "PYTHONHOME": str(home)},
+    )
     for compiled in sorted(scratch.rglob("*.pyc")):
         tree[f"{base}/{compiled.relative_to(scratch).as_posix()}"] = file(compiled.read_bytes())
     return tree

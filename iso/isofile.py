@@ -29,10 +29,14 @@ boot
 """
 
 # Finds the ISO by a file that only this ISO has, whether it is a CD or was copied to a disk.
-_GRUB_EARLY = "search --no-floppy --file --set=root /boot/unhinged.{mark}\nset prefix=($root)/boot/grub\nsource $prefix/grub.cfg\n"
+_GRUB_EARLY = """search --no-floppy --file --set=root /boot/unhinged.{mark}
+set prefix=($root)/boot/grub
+source $prefix/grub.cfg
+"""
 
 _GRUB_MODULES = (
-    "normal", "linux", "search", "search_fs_file", "iso9660", "part_msdos", "part_gpt", "configfile", "boot", "minicmd", "echo",
+    "normal", "linux", "search", "search_fs_file", "iso9660", "part_msdos", "part_gpt", "configfile", "boot", "minicmd",
+    "echo",
 )  # fmt: skip
 
 
@@ -67,7 +71,8 @@ def _xorriso(content: Path, scratch: Path) -> bytes:
             "xorriso", "-as", "mkisofs", "-quiet", "-o", str(target), "-R", "-J", "-V", _VOLUME,
             f"--modification-date={date}", "--set_all_file_dates", date, "-uid", "0", "-gid", "0",
             "-isohybrid-mbr", str(scratch / "isohdpfx.bin"),
-            "-b", "isolinux/isolinux.bin", "-c", "isolinux/boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table",
+            "-b", "isolinux/isolinux.bin", "-c", "isolinux/boot.cat",
+            "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table",
             "-eltorito-alt-boot", "-e", "boot/grub/efi.img", "-no-emul-boot", "-isohybrid-gpt-basdat",
             str(content),
         ],
@@ -87,7 +92,8 @@ def _efi_image(boot: Tree, mark: str, scratch: Path) -> bytes:
     program = scratch / "bootx64.efi"
     run(
         [
-            "grub-mkimage", "-d", str(modules), "-O", "x86_64-efi", "-p", "/boot/grub", "-c", str(early), "-o", str(program),
+            "grub-mkimage", "-d", str(modules), "-O", "x86_64-efi", "-p", "/boot/grub",
+            "-c", str(early), "-o", str(program),
             *_GRUB_MODULES,
         ]
     )  # fmt: skip
@@ -96,7 +102,25 @@ def _efi_image(boot: Tree, mark: str, scratch: Path) -> bytes:
     size_kib = (program.stat().st_size // 32768 + 4) * 32
     image.write_bytes(bytes(size_kib * 1024))
     fixed = {"SOURCE_DATE_EPOCH": str(EPOCH), "MTOOLS_SKIP_CHECK": "1", "MTOOLSRC": "/dev/null"}
-    run(["mformat", "-i", str(image), "-T", str(size_kib * 2), "-h", "2", "-s", "16", "-N", _FAT_SERIAL, "-v", _VOLUME, "::"], environment=fixed)
+    run(
+        [
+            "mformat",
+            "-i",
+            str(image),
+            "-T",
+            str(size_kib * 2),
+            "-h",
+            "2",
+            "-s",
+            "16",
+            "-N",
+            _FAT_SERIAL,
+            "-v",
+            _VOLUME,
+            "::",
+        ],
+        environment=fixed,
+    )
     run(["mmd", "-i", str(image), "::/EFI", "::/EFI/BOOT"], environment=fixed)
     run(["mcopy", "-i", str(image), str(program), "::/EFI/BOOT/BOOTX64.EFI"], environment=fixed)
     return image.read_bytes()

@@ -83,7 +83,7 @@ def _read(path: Path) -> bytes:
 
 
 def _dependencies(module: bytes) -> list[str]:
-    # Every module carries "depends=a,b" and perhaps "softdep=pre: c" in its section .modinfo, each ended by a zero byte.
+    # Every module carries "depends=a,b" and perhaps "softdep=pre: c" in its section .modinfo, each ended by a zero.
     needs: list[str] = []
     for value in re.findall(rb"\0depends=([^\0]*)\0", module):
         needs += [_plain(name) for name in value.decode().split(",") if name]

@@ -1,4 +1,4 @@
-"""Keeps the part of the guest that comes from packages as one file in the cache (room: image; called by `iso/build.py`).
+"""Keeps the part of the guest that comes from packages as one file in the cache (room: image).
 
 Unpacking the kernel and compiling Python's library takes most of a build; a change of our own files need not repeat it.
 """

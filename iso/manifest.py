@@ -46,7 +46,13 @@ def _add(total: Any, data: bytes) -> None:
 
 
 def describe(
-    *, input_hash: str, title: str, kernel: str, python: str, packages: Mapping[str, Package], files: Mapping[str, bytes]
+    *,
+    input_hash: str,
+    title: str,
+    kernel: str,
+    python: str,
+    packages: Mapping[str, Package],
+    files: Mapping[str, bytes],
 ) -> dict[str, Any]:
     """Return the manifest as a JSON value; the same image always has the same manifest."""
     return {
@@ -57,7 +63,8 @@ def describe(
         "python": python,
         "kernel_command_line": KERNEL_COMMAND_LINE,
         "files": {
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in sorted(files.items())
         },
         "packages": {name: asdict(package) for name, package in sorted(packages.items())},
     }

@@ -1,7 +1,7 @@
 """Files of the guest as data, and the cpio archive the kernel unpacks (room: image; called by the other modules here).
 
-A tree is a dict from path (no leading slash) to `Entry`. Keeping it in memory means that no root is needed for owners and
-device nodes, and that nothing of the host (times, inode numbers, umask) can leak into the image.
+A tree is a dict from path (no leading slash) to `Entry`. Keeping it in memory means that no root is needed for owners
+and device nodes, and that nothing of the host (times, inode numbers, umask) can leak into the image.
 """
 
 from __future__ import annotations

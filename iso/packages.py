@@ -1,7 +1,7 @@
 """Fetches the distribution's packages and reads files out of them (room: image; called by `iso/build.py`).
 
-Which version of each package is used is recorded once, in the cache; later builds use the same ones until asked to refresh.
-So a build can be repeated, and a build whose packages are in the cache needs neither network nor apt's lists.
+Which version of each package is used is recorded once, in the cache; later builds use the same ones until asked to
+refresh. So a build can be repeated, and a build whose packages are in the cache needs neither network nor apt's lists.
 """
 
 from __future__ import annotations
@@ -209,12 +209,12 @@ def _walk(unpacked: Path) -> Iterator[tuple[str, Path]]:
 
 
 def merged_path(path: str) -> str:
-    """Write a path as it is on a system whose /bin, /sbin and /lib lie in /usr; packages of Debian 12 still mix both."""
+    """Write a path as it is where /bin, /sbin and /lib lie in /usr; packages of Debian 12 still mix both."""
     return f"usr/{path}" if path.split("/")[0] in ("bin", "sbin", "lib", "lib64") else path
 
 
 def _entry(path: Path) -> Entry:
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
-        return Entry(stat.S_IFLNK | 0o777, os.readlink(path).encode())
+        return Entry(stat.S_IFLNK | 0o777, str(path.readlink()).encode())
     return Entry(stat.S_IFREG | (status.st_mode & 0o755), path.read_bytes())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
 
 class Progress:
-    """Prints one line per step, with the seconds since the build began, so that a silent step can be told from a stuck one."""
+    """Prints one line per step with the seconds since the build began, so that slow can be told from stuck."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -19,4 +20,6 @@ class Progress:
             print(f"image {seconds:6.1f} s  {text}", file=sys.stderr, flush=True)
         except BrokenPipeError:
             # The reader of our progress went away; the image is still wanted.
-            sys.stderr = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115 - lives until the process ends
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stderr.fileno())
+            os.close(null)

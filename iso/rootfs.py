@@ -13,18 +13,21 @@ from iso.failure import BuildError
 from iso.newc import Entry, Tree, character_device, directory, file, symlink
 from iso.programs import run
 
-# Where busybox and a real program both exist, the real one is the one in PATH. Busybox's dpkg and rpm would only mislead.
-NOT_FROM_BUSYBOX = frozenset({"busybox", "dpkg", "dpkg-deb", "rpm", "rpm2cpio", "linuxrc", "mke2fs", "depmod", "insmod", "modprobe"})
+# Where busybox and a real program both exist, the real one is the one in PATH; busybox's dpkg and rpm would mislead.
+NOT_FROM_BUSYBOX = frozenset(
+    {"busybox", "dpkg", "dpkg-deb", "rpm", "rpm2cpio", "linuxrc", "mke2fs", "depmod", "insmod", "modprobe"}
+)
 
 _EMPTY_DIRECTORIES = {
-    "dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777, "root": 0o700, "mnt/host": 0o755, "data": 0o755,
+    "dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777, "root": 0o700,
+    "mnt/host": 0o755, "data": 0o755,
     "var/log": 0o755, "var/lib": 0o755, "var/spool/cron/crontabs": 0o755, "etc/dropbear": 0o700, "root/.ssh": 0o700,
 }  # fmt: skip
 
 AGENT_HOME = "usr/lib/unhinged/agent"
 
 
-def assemble(base: Mapping[str, Entry], own: Path, agent: Path, distribution: Distribution) -> Tree:
+def assemble(base: Mapping[str, Entry], own: Path, agent: Path, distribution: Distribution, scratch: Path) -> Tree:
     """Return everything the guest's file system holds when the kernel starts `/init`.
 
     Args:
@@ -32,6 +35,7 @@ def assemble(base: Mapping[str, Entry], own: Path, agent: Path, distribution: Di
         own: The directory `guest/rootfs`, laid out as in the guest.
         agent: The agent's package of Python sources.
         distribution: Names the guest's interpreter.
+        scratch: A directory on a disk from which programs may be run.
     """
     tree: Tree = {path: directory(mode) for path, mode in _EMPTY_DIRECTORIES.items()}
     tree |= {path: symlink(f"usr/{path}") for path in ("bin", "sbin", "lib", "lib64")}
@@ -40,7 +44,7 @@ def assemble(base: Mapping[str, Entry], own: Path, agent: Path, distribution: Di
     tree |= {"dev/console": character_device(5, 1), "dev/null": character_device(1, 3, 0o666)}
     tree |= base
     tree |= read_own(own)
-    with tempfile.TemporaryDirectory(prefix="unhinged-image.") as name:
+    with tempfile.TemporaryDirectory(prefix="rootfs.", dir=scratch) as name:
         root = Path(name)
         # Made by /init once the agent's channel is there; see there.
         tree.pop("usr/sbin/modprobe", None)
@@ -74,11 +78,15 @@ def _applets(root: Path) -> list[str]:
 
 def _agent(sources: Path, interpreter: list[str], scratch: Path) -> Tree:
     if not (sources / "__main__.py").is_file():
-        raise BuildError(f"{sources} holds no agent (no __main__.py)", hint="the checkout is not complete: run 'git status'")
+        raise BuildError(
+            f"{sources} holds no agent (no __main__.py)", hint="the checkout is not complete: run 'git status'"
+        )
     files: Tree = {
         f"{AGENT_HOME}/{path.relative_to(sources).as_posix()}": file(path.read_bytes())
         for path in sorted(sources.rglob("*.py"))
     }
     (scratch / "agent").mkdir()
     # Level 0: the agent's own assertions and texts stay.
-    return guestpython.compile_tree(interpreter, scratch / "root" / "usr", files, AGENT_HOME, scratch / "agent", level=0)
+    return guestpython.compile_tree(
+        interpreter, scratch / "root" / "usr", files, AGENT_HOME, scratch / "agent", level=0
+    )

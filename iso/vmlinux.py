@@ -1,7 +1,7 @@
 """Takes the kernel proper out of the bzImage a distribution ships (room: image; called by `iso/build.py`).
 
-QEMU enters such an ELF file through its PVH note, and the guest does not have to decompress its own kernel, which is the
-largest single saving of boot time under TCG.
+QEMU enters such an ELF file through its PVH note, and the guest does not have to decompress its own kernel, which is
+the largest single saving of boot time under TCG.
 """
 
 from __future__ import annotations
