@@ -118,7 +118,7 @@ def _boot(spec: VMSpec) -> Rows:
         case IsoBoot(iso):
             return [
                 ("-blockdev", _raw_file("cd", iso, read_only=True)),
-                ("-device", _json(driver="ide-cd", drive="cd", bootindex=0)),
+                ("-device", _json(driver="ide-cd", drive="cd", bootindex=0, **_ide_place(spec, 0))),
             ]
         case DiskBoot():
             return []
@@ -148,11 +148,24 @@ def _disk_device(node: str, index: int, disk: Disk, spec: VMSpec) -> str:
         "driver": "virtio-blk-pci" if disk.interface == "virtio" else "ide-hd",
         "drive": node,
     }
+    if disk.interface == "ide":
+        before = [other for other in spec.disks[:index] if other.interface == "ide"]
+        device |= _ide_place(spec, len(before) + isinstance(spec.boot, IsoBoot))
     if isinstance(spec.boot, DiskBoot):
         device["bootindex"] = index
     if disk.serial:
         device["serial"] = disk.serial
     return json.dumps(device)
+
+
+def _ide_place(spec: VMSpec, number: int) -> dict[str, str | int]:
+    """Where the IDE device `number` is plugged in: QEMU fills only one bus by itself.
+
+    Source: QEMU sources, hw/ide/piix.c (`pc`: two buses of two units), hw/ide/ich.c (`q35`: six of one).
+    """
+    if spec.machine == "pc":
+        return {"bus": f"ide.{number // 2}", "unit": number % 2}
+    return {"bus": f"ide.{number}", "unit": 0}
 
 
 def _network(spec: VMSpec) -> Rows:

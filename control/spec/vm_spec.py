@@ -19,6 +19,10 @@ CPUS_MAX = 255
 """QEMU's `pc` machine takes 255 CPUs (`qemu-system-x86_64 -machine help`, MachineClass.max_cpus)."""
 
 
+IDE_UNITS = {"pc": 4, "q35": 6}
+"""How many IDE devices a machine takes, a CD drive among them (QEMU sources, hw/ide/piix.c and ich.c)."""
+
+
 @dataclass(frozen=True)
 class DirectBoot:
     """Start a kernel without a boot loader: a `vmlinux` with a PVH entry, or a `bzImage`."""
@@ -122,5 +126,13 @@ class VMSpec:
             )
         if isinstance(self.boot, DiskBoot) and not self.disks:
             raise ConfigError("there is no disk to boot from", key="DISK", hint="name one: DISK=image.qcow2")
+        ide = [disk for disk in self.disks if disk.interface == "ide"]
+        room = IDE_UNITS[self.machine] - isinstance(self.boot, IsoBoot)
+        if len(ide) > room:
+            raise ConfigError(
+                f"the machine {self.machine} has room for {room} IDE disks, not for {len(ide)}",
+                key="DISK",
+                hint="use virtio disks, or the machine q35",
+            )
         if self.firmware == "uefi" and self.ovmf is None:
             raise ConfigError("UEFI needs an OVMF firmware file", key="FIRMWARE", hint="install the package ovmf")

@@ -267,6 +267,8 @@ def test_unknown_options_end_with_usage() -> None:
         ({"cpus": 256}, "CPUS"),
         ({"boot": DiskBoot()}, "DISK"),
         ({"firmware": "uefi"}, "FIRMWARE"),
+        ({"disks": (Disk(Path("d"), "raw", "ide"),) * 5}, "DISK"),
+        ({"disks": (Disk(Path("d"), "raw", "ide"),) * 6, "machine": "q35", "boot": IsoBoot(Path("i"))}, "DISK"),
     ],
 )
 def test_a_specification_that_cannot_be(changes: dict[str, Any], key: str) -> None:
