@@ -61,30 +61,27 @@ class Monitor:
         text: str = await self.execute("human-monitor-command", {"command-line": command_line}, timeout_s=timeout_s)
         return text
 
-    async def query_runstate(self) -> str:
+    async def query_runstate(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
         """Ask for QEMU's own word for what the machine does: `running`, `paused`, `internal-error`, …"""
-        status: dict[str, str] = await self.execute("query-status")
+        status: dict[str, str] = await self.execute("query-status", timeout_s=timeout_s)
         return status["status"]
 
     async def events(self) -> AsyncIterator[MonitorEvent]:
         """Yield each event from now on, until the connection ends."""
         listener = EventListener()
         with self._client.listen(listener):
-            closing = asyncio.ensure_future(self._wait_for_end())
+            tasks: dict[str, asyncio.Future[Any]] = {"closing": asyncio.ensure_future(self._wait_for_end())}
             try:
                 while True:
-                    next_event = asyncio.ensure_future(listener.get())
-                    await asyncio.wait((next_event, closing), return_when=asyncio.FIRST_COMPLETED)
+                    tasks["next"] = next_event = asyncio.ensure_future(listener.get())
+                    await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
                     if not next_event.done():
-                        next_event.cancel()
-                        with contextlib.suppress(asyncio.CancelledError):
-                            await next_event
                         return
                     yield _to_event(next_event.result())
             finally:
-                closing.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await closing
+                for task in tasks.values():
+                    task.cancel()
+                await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     async def _wait_for_end(self) -> None:
         while self._client.runstate.name == "RUNNING":

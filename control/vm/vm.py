@@ -56,6 +56,9 @@ from control.wire.message import read_envelope
 SOCKET_TIMEOUT_S = 20.0
 """QEMU listens within some 25 ms; a loaded host, or gigabytes of memory to set up, take longer."""
 
+STUCK_S = 1.0
+"""A monitor that has not told its runstate by then is not waited for when the VM is to be brought down."""
+
 HISTORY_BYTES = 64 * 1024
 QEMU_LOG_LINES = 12
 
@@ -200,6 +203,8 @@ class VM:
         """Bring the VM down, and return how it was done; a VM that has ended is fine."""
         if self._state in (State.STOPPED, State.FAILED):
             return "gone"
+        if self._state is State.STARTING:
+            gently = False  # its CPUs have never run: nobody is there who could be asked
         if self._state is not State.STOPPING:
             self._enter(State.STOPPING)
         if gently and await self._is_paused():
@@ -209,7 +214,7 @@ class VM:
 
     async def _is_paused(self) -> bool:
         try:
-            return self._monitor is not None and await self._monitor.query_runstate() == "paused"
+            return self._monitor is not None and await self._monitor.query_runstate(timeout_s=STUCK_S) == "paused"
         except (MonitorError, WaitTimeout):
             return False  # then the harder ways are needed anyway
 
@@ -309,8 +314,8 @@ class VM:
     def _judge_reset(self) -> None:
         if self._agent is not None:
             self._agent.guest_restarted()
-            if "agent" in self.phases:
-                self._start_task(self._agent.shake_hands())
+            # Also when no agent had answered yet: the request that was under way has just been given up.
+            self._start_task(self._agent.shake_hands())
         cause = None if self.watch.up else self.watch.judge_silence()
         if cause is not None and cause.exit_code == EXIT_GUEST_PANICKED:
             self._fail(self.watch.to_error(cause))  # a kernel with panic=N starts over, and over
@@ -517,7 +522,7 @@ async def _launch_failure(vm: VM, error: Exception) -> ControlError:
     """Say why QEMU did not come up: its own words when it ended, else the error as it is."""
     if isinstance(error, HostError):
         return error
-    if not vm.process.running or isinstance(error, LaunchError):
+    if not isinstance(error, WaitTimeout):  # what hung up on us is about to end, and has not been reaped yet
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5.0):
                 await vm.process.wait()
