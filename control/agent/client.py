@@ -129,10 +129,17 @@ class AgentClient:
         self._fail_pending("the guest was restarted")
 
     async def shake_hands(self) -> None:
-        """Ask the agent who it is; `ready` is set when it answers, which may be long after a guest has booted."""
-        # The newline ends whatever half line an earlier client of ours left in the guest's buffer.
-        await self._send_bytes(b"\n")
-        answer = await self._send_request("get_agent_info", {})
+        """Ask the agent who it is; `ready` is set when it answers, which may be long after a guest has booted.
+
+        On a channel that has ended nothing happens: `serve` comes to its end, and that is told to who waits.
+        """
+        try:
+            # The newline ends whatever half line an earlier client of ours left in the guest's buffer.
+            await self._send_bytes(b"\n")
+            answer = await self._send_request("get_agent_info", {})
+        except AgentProtocolError as error:
+            LOG.debug("agent handshake: %s", error)
+            return
         answer.add_done_callback(self._end_handshake)
 
     def _end_handshake(self, answer: asyncio.Future[Any]) -> None:

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -167,9 +167,10 @@ async def test_many_disks(workdir: Path, runtime: Path, machine: Any, interface:
 
 async def test_ide_disks_beside_a_cd(workdir: Path, runtime: Path) -> None:
     (workdir / "x.iso").write_bytes(b"\0" * 65536)
+    machine: Literal["pc", "q35"]
     for machine in ("pc", "q35"):
         disks = tuple(Disk(make_disk(workdir / f"{machine}{n}"), "qcow2", "ide") for n in range(3))
-        spec = replace(BASE, boot=IsoBoot(workdir / "x.iso"), disks=disks, machine=machine)  # type: ignore[arg-type]
+        spec = replace(BASE, boot=IsoBoot(workdir / "x.iso"), disks=disks, machine=machine)
         assert len((await look(spec, runtime))["files"]) == 4
 
 

@@ -67,6 +67,12 @@ def record_state(files: InstanceFiles) -> str:
     return record.state
 
 
+async def reaches(vm: VM, state: State) -> None:
+    async with asyncio.timeout(10):
+        while vm.state is not state:  # noqa: ASYNC110 - the state has no event of its own
+            await asyncio.sleep(0.005)
+
+
 async def test_from_start_to_stop(spec: VMSpec, files: InstanceFiles) -> None:
     async with open_vm(spec, files, Ear()) as vm:
         assert (vm.state, record_state(files)) == (State.STARTING, "STARTING")
@@ -262,19 +268,26 @@ async def test_events_come_until_the_end(spec: VMSpec, files: InstanceFiles) -> 
         await asyncio.sleep(0)
         await vm.resume()
         await vm.monitor.execute("stop")
-        async with asyncio.timeout(10):
-            while vm.state is not State.PAUSED:  # noqa: ASYNC110 - the state has no event of its own
-                await asyncio.sleep(0.005)
+        await reaches(vm, State.PAUSED)
         await vm.monitor.execute("cont")
-        async with asyncio.timeout(10):
-            while vm.state is not State.RUNNING:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await reaches(vm, State.RUNNING)
         await vm.monitor.execute("system_reset")
         await vm.stop(gently=False)
         async with asyncio.timeout(10):
             await following
     assert [name for name in seen if name in ("RESUME", "STOP", "RESET")][:4] == ["RESUME", "STOP", "RESUME", "RESET"]
     assert seen.index("SHUTDOWN") > seen.index("RESET")
+
+
+async def test_a_reset_before_the_agent_was_up_does_not_lose_it(spec: VMSpec, files: InstanceFiles) -> None:
+    ear = Ear()
+    async with open_vm(spec, files, ear, for_person=True) as vm:
+        await vm.resume()
+        await vm.monitor.execute("system_reset")
+        async with asyncio.timeout(10):
+            while not ear.notes or not vm.agent._pending:  # noqa: ASYNC110 - nobody answers here, so nothing happens
+                await asyncio.sleep(0.005)
+        assert [method for method, _ in vm.agent._pending.values()] == ["get_agent_info"]
 
 
 async def test_screenshots(spec: VMSpec, files: InstanceFiles, workdir: Path) -> None:

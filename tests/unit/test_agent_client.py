@@ -139,6 +139,20 @@ async def test_the_handshake_comes_first_and_says_who_is_there() -> None:
         assert desk.client.info == INFO
 
 
+async def test_a_channel_that_is_dead_before_the_handshake_is_just_an_end() -> None:
+    """QEMU was killed: that is reported by who watches its process, not as an error of the channel."""
+
+    async def take(method: str, params: object) -> None: ...
+
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    client = AgentClient(ours, take)
+    async with asyncio.timeout(5):
+        await client.serve()
+        await client.shake_hands()
+    client.close()
+
+
 async def test_garbage_before_the_handshake_is_dropped() -> None:
     async with open_desk(ready=False) as desk:
         await desk.peer.send(b'lf of a line"}\n', b"\xff\xfe\0\n", {"jsonrpc": "2.0", "id": "old-1", "result": {}})
