@@ -17,6 +17,9 @@ from control.paths import IMAGE
 DEADLINE_S = 60.0
 PORT = {"driver": "virtserialport", "bus": "ports.0", "chardev": "agent", "name": "org.unhinged.agent.0"}
 
+CHARDEVS = ("agent", "agent-again")
+"""Two, because QEMU may hold on to the chardev of a port that was unplugged."""
+
 Json = dict[str, Any]
 
 
@@ -37,7 +40,8 @@ class AgentVM:
             "-mon",
             "chardev=qmp,mode=control",
         ]
-        argv += ["-chardev", f"socket,id=agent,path={directory}/agent,server=on,wait=off"]
+        for name in CHARDEVS:
+            argv += ["-chardev", f"socket,id={name},path={directory}/{name},server=on,wait=off"]
         if port:
             argv += ["-device", ",".join(f"{key}={value}" for key, value in PORT.items()) + ",id=port0"]
         self.process = subprocess.Popen([*argv, *extra])
@@ -67,7 +71,7 @@ class AgentVM:
     def _end(self) -> None:
         self.process.kill()
         self.process.wait()
-        for name in ("qmp", "agent"):
+        for name in ("qmp", *CHARDEVS):
             (self.directory / name).unlink(missing_ok=True)
 
     def _connect(self, name: str) -> socket.socket:
@@ -93,9 +97,9 @@ class AgentVM:
             if "return" in answer:
                 return answer["return"]
 
-    def connect(self) -> str:
+    def connect(self, chardev: str = "agent") -> str:
         """Connects to the port as `docs/protocol.md` asks; gives the id whose answer says that the agent is there."""
-        self._host = self._connect("agent")
+        self._host = self._connect(chardev)
         self._lines = self._host.makefile("rb")
         id_ = f"hello-{next(self._ids)}"
         self.send(b"\n" + json.dumps({"jsonrpc": "2.0", "id": id_, "method": "get_agent_info"}).encode() + b"\n")
