@@ -1,7 +1,7 @@
 """Builds the guest image: `python3 iso/build.py --output build/image --cache build/cache` (room: image; a door).
 
 Called by `make image`. Steps: which packages (recorded in the cache), what comes from them alone (kept in the cache),
-the guest's file system, the initrd, the ISO, the manifest. All files appear in the output directory together, or none does.
+the guest's file system, the initrd, the ISO, the manifest. The old image stays until all of the new one is made.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def build(options: argparse.Namespace, progress: Progress) -> None:
     present = manifest.read(options.output)
     exact = None if options.refresh else _recorded(lock, present, distribution)
     if not options.force and exact is not None and _is_current(present, exact, distribution, options.agent):
+        _mark_current(options.output)
         return
     programs.require(PROGRAMS)
     with _exclusive(options.cache, progress):
@@ -99,6 +100,13 @@ def _is_current(
     present: dict[str, Any] | None, exact: dict[str, Package], distribution: Distribution, agent: Path
 ) -> bool:
     return present is not None and present["input_hash"] == _hash(exact, distribution, agent)
+
+
+def _mark_current(output: Path) -> None:
+    """Tell make, which compares times, that the image is newer than its sources."""
+    with contextlib.suppress(PermissionError):
+        # Somebody else's image can be used as well as one's own; then make asks again next time.
+        (output / manifest.NAME).touch()
 
 
 def _recorded(lock: Path, present: dict[str, Any] | None, distribution: Distribution) -> dict[str, Package] | None:

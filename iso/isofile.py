@@ -64,6 +64,7 @@ def make_iso(boot: Tree, initrd: bytes, command_line: str, mark: str, scratch: P
 
 
 def _xorriso(content: Path, scratch: Path) -> bytes:
+    _fix_permissions(content)
     target = scratch / "unhinged.iso"
     date = "2024010100000000"
     run(
@@ -124,6 +125,12 @@ def _efi_image(boot: Tree, mark: str, scratch: Path) -> bytes:
     run(["mmd", "-i", str(image), "::/EFI", "::/EFI/BOOT"], environment=fixed)
     run(["mcopy", "-i", str(image), str(program), "::/EFI/BOOT/BOOTX64.EFI"], environment=fixed)
     return image.read_bytes()
+
+
+def _fix_permissions(content: Path) -> None:
+    """Give everything the same permissions whatever this process's umask is; they are stored in the ISO."""
+    for path in (content, *content.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _write(path: Path, entry: Entry) -> None:
