@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from tests.boot.launching import BOOT_S, END_S, end_processes_below, launcher_ar
 
 ROWS, COLUMNS = 40, 120
 ESCAPE = "\x1d"
-GUEST_PROMPT = r"[#] $"
+GUEST_PROMPT = r"# (\x1b\[6n)?$"
+"""Behind its prompt busybox asks the terminal where the cursor is (editing.c, ask_terminal); nobody need answer."""
+
 OUR_PROMPT = r"unhinged> $"
 
 
@@ -28,6 +31,7 @@ class Seat:
         self.child = child
         self.name = name
         self._terminal = terminal
+        self._commands = 0
         self._runtime = runtime_directory(cwd)
         self.attributes_before = termios.tcgetattr(terminal)
 
@@ -57,15 +61,19 @@ class Seat:
         self.expect(GUEST_PROMPT)
 
     def run(self, command: str) -> str:
-        """Type a command at the guest's shell and return what it printed."""
-        self.send(command + "\r")
-        self.expect(r"\r\n")  # the echo of what was typed
-        return self.expect(GUEST_PROMPT)
+        """Type a command at the guest's shell and return what it printed, and its exit code."""
+        self._commands += 1
+        mark = f"mark{self._commands}"
+        # Split by quotes, so that the echo of what is typed is not taken for the mark itself.
+        self.send(f"echo 'begin-'{mark}; {command}; echo 'end-'{mark} $?\r")
+        self.expect(f"begin-{mark}\r+\n")
+        shown = self.expect(f"end-{mark} ")
+        return shown + "exit code " + self.expect(GUEST_PROMPT).partition("\n")[0]
 
     def ask(self, command: str, within_s: float = 30.0) -> str:
         """Type a command at our prompt, which must be open, and return what it showed."""
         self.send(command + "\r")
-        self.expect(r"\r\n")
+        self.expect(r"\r+\n")
         return self.expect(OUR_PROMPT, within_s)
 
     def open_prompt(self) -> None:
@@ -80,8 +88,11 @@ class Seat:
 
     def wait(self, within_s: float = END_S) -> int:
         """Read until the launcher has ended, and return its exit code."""
-        self.child.expect(pexpect.EOF, timeout=within_s)
-        self.child.wait()
+        # Our own hold on the terminal keeps its end from being seen, so the process is what is watched.
+        deadline = time.monotonic() + within_s
+        while self.child.isalive():
+            assert time.monotonic() < deadline, f"it does not end; last: {self.child.before!r}"
+            self.child.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=0.05)
         return int(self.child.exitstatus if self.child.exitstatus is not None else -(self.child.signalstatus or 0))
 
     def see_attributes_restored(self) -> None:
@@ -95,7 +106,7 @@ def open_seat(launcher: str, *options: str, cwd: Path, name: str = "main", ends:
     environment: dict[str, Any] = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
     child = pexpect.spawn(argv[0], argv[1:], cwd=str(cwd), env=environment, dimensions=(ROWS, COLUMNS), timeout=30)
     # Held open, so that the terminal outlives the launcher and can be looked at afterwards.
-    terminal = os.open(os.ptsname(child.child_fd), os.O_RDWR | os.O_NOCTTY)
+    terminal = os.open(os.readlink(f"/proc/{child.pid}/fd/0"), os.O_RDWR | os.O_NOCTTY)
     try:
         yield Seat(child, terminal, cwd, name)
     finally:
