@@ -75,7 +75,7 @@ $(VENV)/.ready: pyproject.toml | build/.deps-essential
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.ready-dev: $(VENV)/.ready
+$(VENV)/.ready-dev: $(VENV)/.ready pyproject.toml
 	@echo "unhinged: installing what tests and checks need" >&2
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
