@@ -20,8 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from control.paths import IMAGE, cache_directory, runtime_directory
+
+# How long one example takes says nothing on a machine that boots guests beside it; pytest-timeout bounds each test.
+settings.register_profile("unhinged", deadline=None)
+settings.load_profile("unhinged")
 
 TIERS = ("qemu", "boot", "browser", "kvm")
 FDS_TOLERATED = 2

@@ -96,6 +96,7 @@ async def test_from_start_to_stop(spec: VMSpec, files: InstanceFiles) -> None:
 
 async def test_every_byte_of_the_console_is_heard_and_kept(spec: VMSpec, files: InstanceFiles) -> None:
     ear = Ear()
+    files.serial_log.write_bytes(b"of the run before")
     async with open_vm(spec, files, ear) as vm:
         await vm.resume()
         async with asyncio.timeout(20):
