@@ -119,6 +119,9 @@ def _list_scripts() -> "list[str]":
 
 def _is_service(name: str) -> bool:
     """Whether the script is a service's: what init runs at boot and at the end lies there too, and asking that for its
-    `status` would run it. A service knows the word."""
+    `status` would run it. A service knows the word, or leaves it to the `run_service` of the built-in guest."""
     path = "%s/%s" % (_INIT_D, name)
-    return os.access(path, os.X_OK) and "status" in system.read_text(path)
+    if not os.access(path, os.X_OK):
+        return False
+    script = system.read_text(path)
+    return "status" in script or "run_service" in script
