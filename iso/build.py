@@ -80,6 +80,8 @@ def _build_exclusively(options: argparse.Namespace, distribution: Distribution, 
         progress.step("asking apt for the packages' versions")
         exact = packages.resolve(distribution)
     packages.write_lock(lock, exact)
+    # A place that cannot be written is found out now and not after all the work.
+    options.output.mkdir(parents=True, exist_ok=True)
     _make(options, distribution, exact, progress)
 
 
