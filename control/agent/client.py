@@ -49,6 +49,7 @@ class AgentClient:
         self._count = 0
         self._lines = LineDecoder()
         self._useless = 0
+        self._handshake: asyncio.Future[Any] | None = None
         self._last_line = b""
         self._ended = False
         self.info: Mapping[str, Any] = {}
@@ -123,24 +124,25 @@ class AgentClient:
                 hint="does the guest run the agent? The built-in image does",
             ) from None
 
-    def guest_restarted(self) -> None:
-        """Forget the agent that was there, after the guest was reset: its answers will not come."""
+    def forget_agent(self, why: str) -> None:
+        """Forget the agent that was there, for the guest was reset or closed its port: its answers will not come."""
         self.ready.clear()
-        self._fail_pending("the guest was restarted")
+        self._fail_pending(why)
 
     async def shake_hands(self) -> None:
         """Ask the agent who it is; `ready` is set when it answers, which may be long after a guest has booted.
 
+        Asked already and not answered yet, it is not asked again: the question waits in the port.
         On a channel that has ended nothing happens: `serve` comes to its end, and that is told to who waits.
         """
         try:
             # The newline ends whatever half line an earlier client of ours left in the guest's buffer.
             await self._send_bytes(b"\n")
-            answer = await self._send_request("get_agent_info", {})
+            if self._handshake is None or self._handshake.done():
+                self._handshake = await self._send_request("get_agent_info", {})
+                self._handshake.add_done_callback(self._end_handshake)
         except AgentProtocolError as error:
             LOG.debug("agent handshake: %s", error)
-            return
-        answer.add_done_callback(self._end_handshake)
 
     def _end_handshake(self, answer: asyncio.Future[Any]) -> None:
         if answer.cancelled() or answer.exception() is not None:

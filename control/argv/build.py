@@ -102,7 +102,7 @@ def _agent(spec: VMSpec, files: InstanceFiles) -> Rows:
         return []
     return [
         ("-chardev", _socket("agent", files.agent_socket)),
-        ("-device", _json(driver="virtserialport", bus="ports.0", chardev="agent", name=AGENT_PORT)),
+        ("-device", _json(driver="virtserialport", id="agent", bus="ports.0", chardev="agent", name=AGENT_PORT)),
     ]
 
 

@@ -73,6 +73,7 @@ def check_disk(path: Path) -> DiskFormat:
 
 def check_share(path: Path) -> Path:
     """Return `path` when it is a directory the VM can use. Raises ImageError."""
+    _check_name(path, "SHARE")
     try:
         is_directory = path.is_dir()
     except OSError as error:
@@ -86,8 +87,19 @@ def check_share(path: Path) -> Path:
     return path
 
 
+def _check_name(path: Path, key: str) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        # QEMU is given file names in JSON, which is UTF-8.
+        raise ImageError(
+            f"{path!a} is not a name in UTF-8", hint=f"rename it, or a folder above it, for {key}="
+        ) from error
+
+
 def _read_head(path: Path, key: str) -> bytes:
     """Read the first bytes of a file or block device. Raises ImageError, saying what is wrong with it."""
+    _check_name(path, key)
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):

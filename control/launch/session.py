@@ -164,6 +164,8 @@ async def _run_attached(options: LaunchOptions, view: View, interrupts: _Interru
     name = options.name or DEFAULT_NAME
     files = find_instance_files(runtime_directory(Path.cwd()), name)
     record = read_record(files)
+    if record is not None and record.sockets:
+        files = replace(files, sockets=Path(record.sockets))
     process = find_running(files, record)
     if record is None or process is None:
         raise StateError(

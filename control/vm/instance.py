@@ -29,6 +29,7 @@ class Record:
     Attributes:
         pid, start_ticks: Name the QEMU process for good; 0 when there is none.
         host_boot_id: The host boot `start_ticks` counts from: after a reboot of the host nothing runs any more.
+        sockets: Where its sockets lie; which short directory a long path gets depends on the environment of the start.
         spec: The specification as plain data, for people and tools to read.
     """
 
@@ -43,6 +44,7 @@ class Record:
     agent: bool = False
     hvc0: bool = False
     share: str = ""
+    sockets: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
 
 

@@ -64,6 +64,11 @@ class Traffic:
         if self._scanner.holds_back:
             self._release = asyncio.get_running_loop().call_later(HELD_LINE_S, self._start_release)
 
+    def close(self) -> None:
+        """Stop the clock of a line that is held back; the listener is told nothing any more."""
+        if self._release is not None:
+            self._release.cancel()
+
     async def end_console(self) -> None:
         """Pass on what is still held back, after the console has ended."""
         if self._release is not None:

@@ -233,6 +233,7 @@ class VM:
             stack.callback(self._agent.close)
         journal = stack.enter_context(open_journal(self.files.messages, fresh=self._state is State.STARTING))
         self._traffic = Traffic(journal, self._listener, self._observe)
+        stack.callback(self._traffic.close)
         stack.push_async_callback(self._end_tasks)
         console = self._start_task(self._pump_console(self._console, self._traffic))
         self._start_task(self._follow_events(self._monitor))
@@ -306,14 +307,23 @@ class VM:
             case "GUEST_PANICKED" | "GUEST_CRASHLOADED":
                 await self._let_console_settle()
                 self._fail(self.watch.panic_error())
+            case "VSERPORT_CHANGE" if self._agent is not None and event.data.get("id") == "agent":
+                await self._take_port_change(self._agent, opened=bool(event.data.get("open")))
             case "STOP" if self._state is State.RUNNING:
                 await self._judge_stop(monitor)
             case "RESUME" if self._state is State.PAUSED:
                 self._enter(State.RUNNING)
 
+    async def _take_port_change(self, agent: AgentClient, *, opened: bool) -> None:
+        """Follow an agent that ends, and begins again, without a restart of the guest."""
+        if opened:
+            await agent.shake_hands()
+        else:
+            agent.forget_agent("the guest agent closed its port")
+
     def _judge_reset(self) -> None:
         if self._agent is not None:
-            self._agent.guest_restarted()
+            self._agent.forget_agent("the guest was restarted")
             # Also when no agent had answered yet: the request that was under way has just been given up.
             self._start_task(self._agent.shake_hands())
         cause = None if self.watch.up else self.watch.judge_silence()
@@ -503,6 +513,7 @@ async def open_vm(
             agent=spec.agent,
             hvc0=spec.hvc0,
             share=str(spec.share.path) if spec.share else "",
+            sockets=str(files.sockets),
             spec=json.loads(json.dumps(vars(spec), default=lambda value: getattr(value, "__dict__", str(value)))),
         )
         vm = VM(record, files, process, listener, for_person=for_person)

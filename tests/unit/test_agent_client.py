@@ -318,7 +318,7 @@ async def test_a_restarted_guest_fails_its_calls_and_a_new_handshake_finds_the_n
     async with open_desk() as desk:
         call = asyncio.create_task(desk.client.call("ping", timeout_s=600))
         old = await desk.peer.read()
-        desk.client.guest_restarted()
+        desk.client.forget_agent("the guest was restarted")
         with pytest.raises(AgentProtocolError, match="restarted"):
             await call
         assert not desk.client.ready.is_set()
