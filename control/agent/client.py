@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,6 +28,9 @@ WRITE_TIMEOUT_S = 10.0
 Notification = Callable[[str, object], Awaitable[None]]
 """Told of the guest's notifications, one at a time: while it is busy the guest has to wait."""
 
+_NOBODY = (0, "", None)
+"""What stands for a call that nobody waits for."""
+
 
 class AgentClient:
     """The host's end of one agent channel. `serve()` must run while calls are made.
@@ -43,13 +47,14 @@ class AgentClient:
         self._on_notification = on_notification
         self._write_lock = asyncio.Lock()
         self._writes: set[asyncio.Task[None]] = set()
-        self._pending: dict[str, tuple[str, asyncio.Future[Any]]] = {}
+        self._pending: dict[str, tuple[int, str, asyncio.Future[Any]]] = {}
         # An identity no earlier connection can have used: late answers to those are then recognised and dropped.
         self._prefix = secrets.token_hex(6)
         self._count = 0
         self._lines = LineDecoder()
         self._useless = 0
         self._handshake: asyncio.Future[Any] | None = None
+        self._asked_at = 0
         self._last_line = b""
         self._ended = False
         self.info: Mapping[str, Any] = {}
@@ -139,6 +144,7 @@ class AgentClient:
             # The newline ends whatever half line an earlier client of ours left in the guest's buffer.
             await self._send_bytes(b"\n")
             if self._handshake is None or self._handshake.done():
+                self._asked_at = self._count + 1
                 self._handshake = await self._send_request("get_agent_info", {})
                 self._handshake.add_done_callback(self._end_handshake)
         except AgentProtocolError as error:
@@ -148,9 +154,12 @@ class AgentClient:
         if answer.cancelled() or answer.exception() is not None:
             return
         info = answer.result()
-        if isinstance(info, dict):
-            self.info = info
-            self.ready.set()
+        if not isinstance(info, dict):
+            return
+        if self.info and _identity(info) != _identity(self.info):
+            self._fail_pending("the guest agent was restarted", before=self._asked_at)
+        self.info = info
+        self.ready.set()
 
     async def _send_request(self, method: str, params: Mapping[str, Any]) -> asyncio.Future[Any]:
         self._count += 1
@@ -158,7 +167,7 @@ class AgentClient:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         # Whether or not somebody still waits for it, an answer that fails is not an error nobody saw.
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._pending[request_id] = (method, answer)
+        self._pending[request_id] = (self._count, method, answer)
         answer.add_done_callback(lambda _: self._pending.pop(request_id, None))
         try:
             await self._write({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
@@ -215,7 +224,7 @@ class AgentClient:
 
     def _take_answer(self, value: dict[str, Any]) -> None:
         request_id = value.get("id")
-        method, answer = self._pending.get(request_id, ("", None)) if isinstance(request_id, str) else ("", None)
+        _, method, answer = self._pending.get(request_id, _NOBODY) if isinstance(request_id, str) else _NOBODY
         error = value.get("error")
         if answer is None or answer.done():
             self._useless += 1
@@ -233,13 +242,19 @@ class AgentClient:
         else:
             answer.set_exception(AgentProtocolError(f"the guest agent's answer to {method} has no result and no error"))
 
-    def _fail_pending(self, why: str) -> None:
+    def _fail_pending(self, why: str, *, before: float = math.inf) -> None:
+        """Fail every call that waits for an answer, or only those made before the call number `before`."""
         last_seen = self._last_line.decode("utf-8", "replace")[:200]
-        for method, answer in list(self._pending.values()):
-            if not answer.done():
+        for number, method, answer in list(self._pending.values()):
+            if number < before and not answer.done():
                 answer.set_exception(
                     AgentProtocolError(
                         f"{why} before it answered {method}",
                         hint=f"last line on its port: {last_seen}" if last_seen else "",
                     )
                 )
+
+
+def _identity(info: Mapping[str, Any]) -> tuple[object, object]:
+    """What tells one life of an agent from another."""
+    return info.get("boot_id"), info.get("pid")

@@ -422,3 +422,19 @@ async def test_a_listener_that_stands_still_slows_the_guest() -> None:
 
     _, sent = await flood(take, 0.3, line=b'{"jsonrpc":"2.0","method":"message","params":{}}\n')
     assert sent < 4 * 1024 * 1024
+
+
+async def test_calls_of_an_agent_that_was_restarted_fail_and_newer_ones_do_not() -> None:
+    """QEMU may report a port that was closed and opened again within a second as open only: the pid then tells."""
+    async with open_desk() as desk:
+        lost = asyncio.create_task(desk.client.call("exec_command", timeout_s=30))
+        assert (await desk.peer.read())["method"] == "exec_command"
+        await desk.client.shake_hands()
+        handshake = await desk.peer.read()
+        kept = asyncio.create_task(desk.client.call("ping", timeout_s=30))
+        ping = await desk.peer.read()
+        await desk.peer.answer(handshake, {**INFO, "pid": 2})
+        with pytest.raises(AgentProtocolError, match="restarted before it answered exec_command"):
+            await lost
+        await desk.peer.answer(ping, {})
+        assert await kept == {}
