@@ -13,7 +13,11 @@ from control.paths import ROOT, SCHEMAS
 
 def test_the_document_fits_its_schema() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "control.launch.doctor", "--json"], cwd=ROOT, capture_output=True, timeout=60, check=False
+        [sys.executable, "-m", "control.launch.doctor", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=False,
     )
     document = json.loads(done.stdout)
     jsonschema.Draft202012Validator(json.loads((SCHEMAS / "doctor.json").read_bytes())).validate(document)
