@@ -80,3 +80,10 @@ async def find_kvm_verdict(
     if key is not None:
         cache.store_verdict(cache_dir, key, verdict)
     return verdict, False
+
+
+def remember_kvm_failure(qemu_binary: Path, cache_dir: Path, reason: str, *, host: KvmHost | None = None) -> None:
+    """Choose TCG from now on, until the host boots again: a guest has died of a KVM that had passed its test."""
+    key = cache.build_key(qemu_binary, host or KvmHost())
+    if key is not None:
+        cache.store_verdict(cache_dir, key, KvmVerdict(False, f"KVM here fails: {reason}", 0.0))

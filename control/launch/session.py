@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from control.accel.choice import AcceleratorChoice
+from control.accel.choice import AcceleratorChoice, remember_kvm_failure
 from control.errors import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -25,7 +25,7 @@ from control.host import probe_qemu_version
 from control.launch.options import LaunchOptions
 from control.launch.prepare import Prepared, prepare
 from control.launch.until import UntilMatcher
-from control.paths import InstanceFiles, find_instance_files, runtime_directory
+from control.paths import InstanceFiles, cache_directory, find_instance_files, runtime_directory
 from control.process.run import run
 from control.units import format_duration
 from control.vm.instance import claim_instance, find_running, read_record
@@ -127,13 +127,10 @@ async def _run_new(options: LaunchOptions, view: View, interrupts: _Interrupts, 
         outcome = await _run_prepared(prepared, options, files, view, interrupts)
         if not _died_of_kvm(prepared, options, outcome):
             return outcome
-        view.on_note("KVM failed before the guest was up; starting again with tcg (software emulation)")
-        fallback = await prepare(_with_tcg(options), files, with_agent=with_agent)
+        view.on_note(f"{outcome.error}; starting again with tcg (software emulation)")
+        remember_kvm_failure(Path(prepared.spec.qemu), cache_directory(), "it failed in the middle of a guest earlier")
+        fallback = await prepare(replace(options, accel="tcg"), files, with_agent=with_agent)
         return await _run_prepared(fallback, options, files, view, interrupts)
-
-
-def _with_tcg(options: LaunchOptions) -> LaunchOptions:
-    return replace(options, accel="tcg")
 
 
 def _died_of_kvm(prepared: Prepared, options: LaunchOptions, outcome: Outcome) -> bool:
@@ -141,7 +138,9 @@ def _died_of_kvm(prepared: Prepared, options: LaunchOptions, outcome: Outcome) -
     if prepared.spec.accelerator != "kvm" or options.accel != "auto" or outcome.how == "failed after it was up":
         return False
     error = outcome.error
-    return (isinstance(error, BootError) and error.code == "accelerator-dead") or isinstance(error, LaunchError)
+    if isinstance(error, LaunchError):
+        return any("kvm" in line.lower() or "MSR" in line for line in error.output_tail)
+    return isinstance(error, BootError) and error.code == "accelerator-dead"
 
 
 async def _run_prepared(
@@ -154,10 +153,10 @@ async def _run_prepared(
         async with open_vm(prepared.spec, files, watcher, for_person=person) as vm:
             await vm.resume()
             return await _see_through(vm, options, view, matched, interrupts)
-    except LaunchError:
+    except LaunchError as error:
         # Asked only now, because it takes as long as a QEMU start: is it merely too old for its command line?
         await probe_qemu_version(Path(prepared.spec.qemu), run)
-        raise
+        return Outcome(error.exit_code, "failed", error)
 
 
 async def _run_attached(options: LaunchOptions, view: View, interrupts: _Interrupts) -> Outcome:

@@ -131,7 +131,10 @@ class BootWatch:
         return self.to_error(cause if cause is not None and cause.exit_code == EXIT_GUEST_PANICKED else PANIC)
 
     def to_error(self, cause: Cause) -> BootError:
-        """Make the error of a cause, with the console's last lines as its evidence."""
-        return BootError(
-            cause.sentence, code=cause.code, seen=self.last_lines(), hint=cause.hint, exit_code=cause.exit_code
-        )
+        """Make the error of a cause, with the line that shows it and the console's last lines as its evidence."""
+        seen = self.last_lines()
+        match = cause.pattern.search(self._tail.text_end(END_LINES))
+        telling = match[0].partition("\n")[0].strip()[:200] if match else ""
+        if not any(telling in line for line in seen):
+            seen = (telling, *seen[1:])  # a panic ends with a call trace, longer than what is shown
+        return BootError(cause.sentence, code=cause.code, seen=seen, hint=cause.hint, exit_code=cause.exit_code)
