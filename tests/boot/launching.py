@@ -176,8 +176,9 @@ def open_launch(
     stdout: int | IO[bytes] = subprocess.PIPE,
     env: dict[str, str] | None = None,
     argv: Sequence[str] = (),
+    ends: bool = True,
 ) -> Iterator[Launch]:
-    """Start a launcher in `cwd`, and end it with all it started when the body is left."""
+    """Start a launcher in `cwd`, and end it when the body is left; with `ends`, all that runs of its instance, too."""
     process = subprocess.Popen(
         argv or launcher_argv(launcher, "--accel", "tcg", *options),
         cwd=cwd,
@@ -192,7 +193,8 @@ def open_launch(
         yield launch
     finally:
         launch.close()
-        end_processes_below(cwd)
+        if ends:
+            end_processes_below(launch.files.directory)
 
 
 def run_launcher(launcher: str, *options: str, cwd: Path, exit_code: int = 0, **further: Any) -> Launch:
@@ -216,7 +218,7 @@ def find_processes_below(directory: Path) -> dict[int, str]:
             here = os.readlink(entry / "cwd")
         except OSError:
             continue  # it has just ended, or is not ours
-        if os.fsencode(directory) in words or here.startswith(str(directory)):
+        if os.fsencode(directory) + b"/" in words or Path(here).is_relative_to(directory):
             found[int(entry.name)] = words.replace(b"\0", b" ").decode("utf-8", "replace").strip()
     return found
 
@@ -307,13 +309,13 @@ def open_guest_shell(launch: Launch, within_s: float = BOOT_S) -> Iterator[Guest
         while True:
             connection.sendall(b"\n")
             try:
-                match = shell.wait_for(rb"(login: |# )\Z", 1.0, why="a prompt")
+                match = shell.wait_for(rb"(login: |# )(?:\x1b\[6n)?\Z", 1.0, why="a prompt")
                 break
             except AssertionError:
                 assert time.monotonic() < deadline, "nobody answers on hvc0"
         if match[1] == b"login: ":
             connection.sendall(b"root\n")
-            shell.wait_for(rb"# \Z", within_s, why="the shell")
+            shell.wait_for(rb"# (?:\x1b\[6n)?\Z", within_s, why="the shell")
         yield shell
 
 
