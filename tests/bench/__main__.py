@@ -12,13 +12,15 @@ import tempfile
 from pathlib import Path
 from typing import cast
 
+from control.errors import ControlError
+from control.launch.render import render_error
 from control.paths import BUILD, ROOT
 from tests.bench.figures import Figure
 from tests.bench.machine import read_load, read_machine
 from tests.bench.registry import BENCHMARKS, Settings
 from tests.bench.report import build_markdown, build_results, replace_table, write_json
 
-MODULES = ("boot",)
+MODULES = ("boot", "console", "messages", "ping")
 RESULTS = BUILD / "bench" / "results.json"
 TABLE = BUILD / "bench" / "results.md"
 FAILURES = BUILD / "bench" / "failures"
@@ -48,6 +50,9 @@ def main(arguments: list[str]) -> int:
     machine = {**read_machine("qemu-system-x86_64"), "accelerator": settings.accelerator}
     try:
         results = {name: BENCHMARKS[name].run(settings) for name in options.only or BENCHMARKS}
+    except ControlError as error:
+        _say(render_error(error, colour=False))
+        return error.exit_code
     finally:
         shutil.rmtree(directory)
     machine["load_after"] = read_load()
