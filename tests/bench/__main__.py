@@ -10,7 +10,6 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import cast
 
 from control.errors import ControlError
 from control.launch.render import render_error
@@ -20,7 +19,7 @@ from tests.bench.machine import read_load, read_machine
 from tests.bench.registry import BENCHMARKS, Settings
 from tests.bench.report import build_markdown, build_results, replace_table, write_json
 
-MODULES = ("boot", "console", "messages", "ping")
+MODULES = ("boot", "start", "memory", "console", "messages", "ping", "stability")
 RESULTS = BUILD / "bench" / "results.json"
 TABLE = BUILD / "bench" / "results.md"
 FAILURES = BUILD / "bench" / "failures"
@@ -86,7 +85,13 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="make bench",
         description="Measure speed and memory beside a peer. Exit code 1 when a target is missed.",
     )
-    parser.add_argument("--only", metavar="NAME", action="append", choices=list(BENCHMARKS), help="run this one (again)")
+    parser.add_argument(
+        "--only",
+        metavar="NAME",
+        action="append",
+        choices=list(BENCHMARKS),
+        help="run only this (more than once: these)",
+    )
     parser.add_argument("--list", action="store_true", help="list the benchmarks and end")
     parser.add_argument("--quick", action="store_true", help="less of everything: shows that the harness works")
     parser.add_argument("--runs", metavar="N", type=_count, help="pairs of each comparison (default: 7)")
@@ -101,7 +106,7 @@ def _count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")
-    return cast(int, number)
+    return number
 
 
 def _say(line: str) -> None:

@@ -149,7 +149,7 @@ async def _measure(settings: Settings) -> list[Figure]:
     repeated = logged = 0
     async with open_guest(instance, recorder) as vm:
         for burst in (plain, mixed):
-            await lay_out(vm, burst)
+            await _run_in_guest(vm, build_making_argv(burst))
         peer = await connect_socket(_bare_socket(instance), vm.process, timeout_s=10.0)
         with contextlib.closing(peer):
             for number in range(settings.runs):
@@ -213,26 +213,24 @@ def _bare_socket(instance: Instance) -> Path:
     return instance.files.sockets / "bare.socket"
 
 
-async def run_in_guest(vm: VM, script: str) -> None:
-    """Run a shell script in the guest. Raises RuntimeError when it fails."""
-    done = await vm.agent.call("exec_command", {"argv": ["sh", "-c", script]}, timeout_s=BURST_TIMEOUT_S)
-    if done["exit_code"] != 0:
-        raise RuntimeError(f"in the guest, {script!r} failed: {done['stderr']}")
-
-
-async def lay_out(vm: VM, burst: Burst) -> None:
-    """Make the burst in the guest, as a file, and see that it is the one we expect."""
+def build_making_argv(burst: Burst) -> list[str]:
+    """The guest's command that makes the burst, as a file, and fails when it is not the one we expect."""
     source = Path(payload.__file__).read_text(encoding="utf-8")
-    make = shlex.join(
-        ["python3", "-ISc", source, burst.guest_path, str(burst.blocks), str(burst.messages_per_block)]
-    )
-    await run_in_guest(vm, f"{make} && echo '{burst.digest}  {burst.guest_path}' | sha256sum -c")
+    make = shlex.join(["python3", "-ISc", source, burst.guest_path, str(burst.blocks), str(burst.messages_per_block)])
+    return ["sh", "-c", f"{make} && echo '{burst.digest}  {burst.guest_path}' | sha256sum -c"]
 
 
-async def send_burst(vm: VM, burst: Burst, port: str) -> None:
-    """Let the guest write the burst into its virtio-serial port; returns when QEMU has all of it."""
+def build_sending_argv(burst: Burst, port: str) -> list[str]:
+    """The guest's command that writes the burst into a virtio-serial port; it ends when QEMU has all of it."""
     find = f"for port in /sys/class/virtio-ports/*; do grep -qx {PORT.format(port)} $port/name && break; done"
-    await run_in_guest(vm, f"{find}; dd if={burst.guest_path} of=/dev/${{port##*/}} bs=64k")
+    return ["sh", "-c", f"{find}; dd if={burst.guest_path} of=/dev/${{port##*/}} bs=64k"]
+
+
+async def _run_in_guest(vm: VM, argv: list[str]) -> None:
+    """Run a command in the guest. Raises RuntimeError when it fails."""
+    done = await vm.agent.call("exec_command", {"argv": argv}, timeout_s=BURST_TIMEOUT_S)
+    if done["exit_code"] != 0:
+        raise RuntimeError(f"in the guest, {argv[-1][-100:]!r} failed: {done['stderr']}")
 
 
 async def _take_burst(vm: VM, recorder: Recorder, burst: Burst, *, one_way: bool) -> tuple[float, float]:
@@ -246,7 +244,7 @@ async def _take_burst(vm: VM, recorder: Recorder, burst: Burst, *, one_way: bool
         done = recorder.expect(view, burst)
         before = time.process_time()
         async with asyncio.timeout(BURST_TIMEOUT_S):
-            await send_burst(vm, burst, "console")
+            await _run_in_guest(vm, build_sending_argv(burst, "console"))
             seconds = await done
         used = time.process_time() - before
         if one_way or not burst.messages:
@@ -262,7 +260,7 @@ async def _read_bare(vm: VM, connection: socket.socket, burst: Burst) -> tuple[f
     with _open_memory_file() as file:
         before = time.process_time()
         reading = asyncio.create_task(asyncio.to_thread(_copy_bare, connection, file, burst.bytes))
-        await send_burst(vm, burst, "bare")
+        await _run_in_guest(vm, build_sending_argv(burst, "bare"))
         seconds = await reading
         used = time.process_time() - before
         _check_digest(_digest_file(file), burst.digest)

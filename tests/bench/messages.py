@@ -1,4 +1,4 @@
-"""How many messages a second are told from the text, checked and noted: the part of the console that is our own work."""
+"""How many messages a second are told from the text, checked and noted: what of the console is our own work."""
 
 from __future__ import annotations
 
