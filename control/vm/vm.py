@@ -48,7 +48,7 @@ from control.vm.screen import read_text_screen
 from control.vm.shutdown import shut_down
 from control.vm.sockets import connect_socket
 from control.vm.states import State, check_transition
-from control.vm.traffic import Traffic
+from control.vm.traffic import Counters, Traffic
 from control.vm.watch import TIMES, BootWatch
 from control.wire import Message, build_message
 from control.wire.message import read_envelope
@@ -463,9 +463,22 @@ class VM:
             return
         await self.stop()
         await self.process.wait()
+        self._report_useless()
         failed = self.ended.done() and self.ended.result().error is not None
         self._enter_final(State.FAILED if failed else State.STOPPED)
         remove_stale_files(self.files)
+
+    def _report_useless(self) -> None:
+        """Say how much of what the guest sent was of no use; nothing when all of it was."""
+        counters = self._traffic.counters if self._traffic is not None else Counters()
+        found = (
+            (counters.claimed_from_host, "claiming to come from the host"),
+            (counters.not_messages, "looking like messages and not being any"),
+            (self._agent.dropped if self._agent is not None else 0, "of no use on the agent's port"),
+        )
+        if any(count for count, _ in found):
+            counted = ", ".join(f"{count} {what}" for count, what in found if count)
+            self._listener.on_note(f"lines of the guest that had no effect: {counted}")
 
 
 def _as_bug(error: BaseException) -> ControlError:
