@@ -5,6 +5,7 @@ A `Launch` reads stdout and stderr as they come, waits for patterns with a deadl
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -268,15 +269,18 @@ class GuestShell:
         self._count += 1
         mark = f"mark-{self._count}"
         self._seen.clear()
-        # Split by quotes, so that the echo of what is typed is not taken for the mark itself.
-        self.send(f"echo 'begin-'{mark}; {command}\necho 'end-'{mark} $?\n".encode())
+        self.send(f"echo begin-{mark}; {command}\necho end-{mark} $code\n".encode())
         match = self.wait_for(
             rf"begin-{mark}\r*\n(.*?)end-{mark} (\d+)".encode(), within_s, why=f"the end of {command!r}"
         )
-        lines = match[1].decode("utf-8", "replace").replace("\r", "").split("\n")
-        # The shell echoes the second line at its prompt.
-        kept = [line for line in lines if f"'end-'{mark}" not in line]
-        return "\n".join(kept).strip("\n"), int(match[2])
+        return match[1].decode("utf-8", "replace").replace("\r", "").strip("\n"), int(match[2])
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file in the guest; made anew, or replaced."""
+        self.run(f": > {path}")
+        for start in range(0, len(data), 2048):  # a terminal takes lines of 4095 characters (termios(3))
+            piece = base64.b64encode(data[start : start + 2048]).decode()
+            self.run(f"echo {piece} | base64 -d >> {path}")
 
     def send(self, data: bytes) -> None:
         self._connection.sendall(data)
@@ -316,6 +320,9 @@ def open_guest_shell(launch: Launch, within_s: float = BOOT_S) -> Iterator[Guest
         if match[1] == b"login: ":
             connection.sendall(b"root\n")
             shell.wait_for(rb"# (?:\x1b\[6n)?\Z", within_s, why="the shell")
+        # Lines without an editor, an echo and a prompt: what comes back is what the commands print.
+        shell.send(b'stty -echo; while IFS= read -r line; do eval "$line" < /dev/null; code=$?; done\n')
+        shell.run("true")
         yield shell
 
 

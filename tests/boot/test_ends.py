@@ -73,7 +73,9 @@ def test_a_guest_that_shuts_down_before_until_is_an_error(workdir: Path) -> None
 )
 def test_a_signal_ends_the_vm_too(launcher: str, number: signal.Signals, workdir: Path) -> None:
     with open_launch(launcher, *LIMIT, cwd=workdir) as launch:
-        launch.wait_until(lambda: launch.files.serial_log.exists() and launch.files.serial_log.stat().st_size > 0, "text")
+        launch.wait_until(
+            lambda: launch.files.serial_log.exists() and launch.files.serial_log.stat().st_size > 0, "text"
+        )
         launch.signal(number)
         launch.finish(130)
     wait_until_gone(workdir, 2.0)
@@ -187,7 +189,12 @@ def test_a_guest_that_stops_and_asks(script: str, sentence: str, seen: str, work
 
 def own_init(workdir: Path, script: str) -> tuple[str, ...]:
     """Options that start the built-in kernel and programs with an init of ours."""
-    lines = ("#!/bin/sh", "mount -t devtmpfs dev /dev", "mount -t proc proc /proc", "exec < /dev/ttyS0 > /dev/ttyS0 2>&1")
+    lines = (
+        "#!/bin/sh",
+        "mount -t devtmpfs dev /dev",
+        "mount -t proc proc /proc",
+        "exec < /dev/ttyS0 > /dev/ttyS0 2>&1",
+    )
     init = "\n".join((*lines, script))
     # Ours comes first and has another name: the kernel reads a plain archive before a packed one, but nothing behind one
     # packed by lz4 (Linux, lib/decompress_unlz4.c, takes all that is left).

@@ -75,7 +75,9 @@ def test_no_link_in_the_outbox_is_followed(shared: tuple[Launch, GuestShell, Pat
     secret = launch.files.directory / "secret.json"
     nonce = "secret-4711"
     secret.write_bytes(message(nonce, direction="vm-to-host", type_="status"))
-    shell.run(f"ln -s '{secret}' /mnt/host/outbox/.planted && mv /mnt/host/outbox/.planted /mnt/host/outbox/planted.json")
+    shell.run(
+        f"ln -s '{secret}' /mnt/host/outbox/.planted && mv /mnt/host/outbox/.planted /mnt/host/outbox/planted.json"
+    )
     # However the share keeps a guest's links, a real one is not followed either.
     (share / "outbox" / ".link").symlink_to(secret)
     (share / "outbox" / ".link").rename(share / "outbox" / "link.json")
@@ -95,7 +97,9 @@ def test_a_link_in_the_inbox_is_not_followed_by_the_guest(shared: tuple[Launch, 
     (share / "inbox" / ".way-out").rename(share / "inbox" / "way-out.json")
     drop(share, "beside", message("diagnostics", id="beside"))
     wait_for_answer(share, "beside")
-    assert not (share / "outbox" / "way-out.json").exists() or "refused" in (share / "outbox" / "way-out.json").read_text()
+    assert (
+        not (share / "outbox" / "way-out.json").exists() or "refused" in (share / "outbox" / "way-out.json").read_text()
+    )
     (share / "inbox" / "way-out.json").unlink(missing_ok=True)
 
 

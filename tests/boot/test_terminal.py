@@ -128,7 +128,9 @@ def test_the_prompt_pauses_and_resumes(seat: Seat) -> None:
     assert "42" in seat.run("echo $((6*7))")
 
 
-@pytest.mark.parametrize("way_back", ["\r", "\x03", "half a comm\x03"], ids=["empty line", "Ctrl-C", "Ctrl-C in a line"])
+@pytest.mark.parametrize(
+    "way_back", ["\r", "\x03", "half a comm\x03"], ids=["empty line", "Ctrl-C", "Ctrl-C in a line"]
+)
 def test_ways_back_to_the_guest(seat: Seat, way_back: str) -> None:
     seat.open_prompt()
     seat.send(way_back)
