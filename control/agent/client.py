@@ -188,10 +188,25 @@ class AgentClient:
 
     async def _send_bytes(self, data: bytes) -> None:
         """Send a whole line, even when the caller is cancelled: half a line would swallow the next one."""
+        if not self._writes:  # nobody is in the middle of a line
+            data = data[self._send_at_once(data) :]
+            if not data:
+                return
         write = asyncio.create_task(self._send_whole(data))
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
         await asyncio.shield(write)
+
+    def _send_at_once(self, data: bytes) -> int:
+        """Send what the socket takes without waiting, nearly always all of it; return how much that was."""
+        if self._ended:
+            raise AgentProtocolError("the guest agent's channel has ended")
+        try:
+            return self._connection.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise AgentProtocolError("the guest agent's channel has ended") from error
 
     async def _send_whole(self, data: bytes) -> None:
         loop = asyncio.get_running_loop()
