@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     )
     machine = {**read_machine("qemu-system-x86_64"), "accelerator": settings.accelerator}
     try:
-        results = {name: BENCHMARKS[name].run(settings) for name in options.only or BENCHMARKS}
+        results = {name: BENCHMARKS[name].run(settings) for name in options.only or MODULES}
     except ControlError as error:
         _say(render_error(error, colour=False))
         return error.exit_code

@@ -23,14 +23,16 @@ from control.paths import InstanceFiles, open_instance_files, runtime_directory
 from control.simple_vm_launcher import ConsoleView
 from control.spec import VMSpec
 from control.vm.instance import remove_stale_files
+from control.vm.listener import Carrier
 from control.vm.vm import VM, open_vm
+from control.wire import Message
 from tests.bench.registry import Settings
 
 UP_TIMEOUT_S = 180.0
 """Far above any healthy boot, also beside busy loops: a boot that takes longer counts as failed."""
 
 RETRY_S = 0.001
-HANDSHAKE = {"jsonrpc": "2.0", "method": "get_agent_info", "params": {}}
+BOOT_FINISHED = "boot finished"
 
 
 class Instance:
@@ -79,6 +81,22 @@ async def _boot_and_shut_down(instance: Instance) -> None:
         await vm.agent.wait_until_ready(UP_TIMEOUT_S)
 
 
+class QuietView(View):
+    """Shows nothing, and knows when the guest has come to rest. Make it where an event loop runs."""
+
+    def __init__(self) -> None:
+        self._booted = asyncio.Event()
+
+    async def on_message(self, message: Message, carrier: Carrier) -> None:
+        if message.text == BOOT_FINISHED:
+            self._booted.set()
+
+    async def wait_until_booted(self) -> None:
+        """Wait until the guest's services are up too: until then it is busy with itself, and says so."""
+        async with asyncio.timeout(UP_TIMEOUT_S):
+            await self._booted.wait()
+
+
 @contextlib.contextmanager
 def open_null_view() -> Iterator[ConsoleView]:
     """The view of `make start-simple`, its stdout being /dev/null."""
@@ -122,6 +140,13 @@ class BareGuest:
         """Ask the agent who it is: answered as soon as there is one."""
         self._connection.sendall(b"\n")
         self.call("get_agent_info")
+
+    def wait_until_booted(self) -> None:
+        """Block until the guest has said that its services are up; call it right after `shake_hands`."""
+        while True:
+            params = json.loads(self._read_line()).get("params", {})
+            if params.get("data", {}).get("message") == BOOT_FINISHED:
+                return
 
     def _read_line(self) -> bytes:
         while (end := self._received.find(b"\n")) < 0:

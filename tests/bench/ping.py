@@ -8,7 +8,7 @@ import time
 
 from control.vm.vm import VM
 from tests.bench.figures import Figure, Samples, Target
-from tests.bench.guest import BareGuest, make_instance, open_bare_guest, open_guest, open_null_view
+from tests.bench.guest import BareGuest, QuietView, make_instance, open_bare_guest, open_guest
 from tests.bench.registry import Settings, benchmark
 
 CALLS = 500
@@ -28,9 +28,12 @@ async def _measure(settings: Settings) -> list[Figure]:
     calls = QUICK_CALLS if settings.quick else CALLS
     ours: list[float] = []
     bare: list[float] = []
-    with open_null_view() as view, open_bare_guest(other.bare_argv, other.files) as guest:
+    view = QuietView()
+    with open_bare_guest(other.bare_argv, other.files) as guest:
         await asyncio.to_thread(guest.shake_hands)
+        await asyncio.to_thread(guest.wait_until_booted)
         async with open_guest(instance, view) as vm:
+            await view.wait_until_booted()
             for number in range(settings.runs):
                 settings.say(f"ping: round {number + 1} of {settings.runs}, {calls} calls each")
                 ours.append(await _ping_ours(vm, calls))
