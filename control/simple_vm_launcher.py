@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 from control.accel.choice import AcceleratorChoice
 from control.console.sink import OutputSink, open_output_sink
-from control.errors import ControlError
+from control.errors import EXIT_ERROR, ControlError, HostError
 from control.launch.options import LaunchOptions, build_parser, read_options
 from control.launch.render import note, render_error, say, wants_colour
 from control.launch.session import Outcome, View, run_session
@@ -94,6 +94,10 @@ def run_launcher(launcher: type[LauncherT], launch: Callable[[LauncherT], int], 
     except ControlError as error:
         say(render_error(error, colour=wants_colour(2)))
         return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        say(render_error(HostError(f"{where}{error.strerror or error}", hint="make doctor"), colour=wants_colour(2)))
+        return EXIT_ERROR
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def _network(spec: VMSpec) -> Rows:
     if spec.network == "none":
         return []
     return [
-        ("-netdev", _json(type="user", id="net0")),
+        ("-netdev", _json(type="user", id="net0", restrict=spec.network == "restricted")),
         # No boot ROM: nothing here boots from the network, and loading it costs firmware time.
         ("-device", _json(driver="virtio-net-pci", netdev="net0", romfile="")),
     ]
@@ -212,7 +212,7 @@ def _raw_file(node: str, path: Path | None, *, read_only: bool) -> str:
     )
 
 
-def _json(**fields: str | int) -> str:
+def _json(**fields: str | int | bool) -> str:
     return json.dumps(fields)
 
 

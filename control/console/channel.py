@@ -19,7 +19,6 @@ class ConsoleChannel:
         connection.setblocking(False)
         self._connection = connection
         self._write_lock = asyncio.Lock()
-        self.bytes_received = 0
 
     def close(self) -> None:
         """Hang up; QEMU goes on and keeps writing its log."""
@@ -38,7 +37,6 @@ class ConsoleChannel:
                 return  # QEMU was killed
             if not chunk:
                 return
-            self.bytes_received += len(chunk)
             yield chunk
             # A guest that always has more to say would otherwise be all this event loop ever sees.
             await asyncio.sleep(0)

@@ -32,6 +32,8 @@ class OutputSink:
         self._descriptor = descriptor
         self._waits = waits
         self._at_once = at_once
+        # An event loop takes one writer for a descriptor, and what two of us write must not be mixed.
+        self._in_order = asyncio.Lock()
         self.bytes_written = 0
 
     async def write(self, data: bytes) -> None:
@@ -40,16 +42,19 @@ class OutputSink:
         Raises:
             ConsoleError: The reader has gone, or the disk is full; `bytes_written` counts what arrived.
         """
-        if self._descriptor is None:
-            return
+        if self._descriptor is not None:
+            async with self._in_order:
+                await self._write_whole(self._descriptor, data)
+
+    async def _write_whole(self, descriptor: int, data: bytes) -> None:
         view = memoryview(data)
         while view:
             try:
                 if self._at_once is not None:
-                    await self._wait_for_room(self._descriptor)
-                written = os.write(self._descriptor, view[: self._at_once])
+                    await self._wait_for_room(descriptor)
+                written = os.write(descriptor, view[: self._at_once])
             except BlockingIOError:
-                await self._wait_for_room(self._descriptor)
+                await self._wait_for_room(descriptor)
                 continue
             except BrokenPipeError as error:
                 raise ConsoleError("whoever read this output has gone") from error

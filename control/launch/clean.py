@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from control.errors import ControlError
-from control.paths import find_instance_files, runtime_directory
-from control.vm.instance import find_running, read_record
+from control.paths import InstanceFiles, find_instance_files, runtime_directory
+from control.vm.instance import is_free, lock_instance, read_record
 
 
 def main() -> int:
@@ -18,18 +18,22 @@ def main() -> int:
         name = directory.name.removeprefix("vm.")
         files = find_instance_files(runtime, name)
         try:
-            running = find_running(files, read_record(files))
+            with lock_instance(files) as ours:
+                if ours and is_free(files):
+                    _remove(files)
+                else:
+                    print(f"unhinged: {name} is left alone, it is running (make attach NAME={name})", file=sys.stderr)
         except ControlError as error:
             print(f"unhinged: {name} is left alone: {error}\n  try: {error.hint}", file=sys.stderr)
-            continue
-        if running is not None:
-            running.close()
-            print(f"unhinged: {name} is left alone, it is running (make attach NAME={name})", file=sys.stderr)
-            continue
-        shutil.rmtree(files.directory)
-        if files.sockets != files.directory:
-            shutil.rmtree(files.sockets, ignore_errors=True)
     return 0
+
+
+def _remove(files: InstanceFiles) -> None:
+    record = read_record(files)
+    sockets = Path(record.sockets) if record is not None and record.sockets else files.sockets
+    if sockets != files.directory:
+        shutil.rmtree(sockets, ignore_errors=True)  # QEMU's own clean-up may have been there first
+    shutil.rmtree(files.directory)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from pathlib import Path
 from control.errors import ConfigError
 from control.units import parse_size_bytes
 
+NETWORKS = ("user", "restricted", "none")
+
 
 @dataclass(frozen=True)
 class LaunchOptions:
@@ -75,7 +77,7 @@ def build_parser(program: str, description: str) -> argparse.ArgumentParser:
     machine.add_argument("--cpus", metavar="N", default="2", help="guest CPUs (default: 2)")
     machine.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="default: auto")
     machine.add_argument("--machine", choices=("pc", "q35"), default="pc", help="QEMU machine type (default: pc)")
-    machine.add_argument("--network", choices=("user", "none"), default="user", help="default: user")
+    machine.add_argument("--network", choices=NETWORKS, default="user", help="default: user")
     machine.add_argument("--display", choices=("std", "none"), default="std", help="VGA card or none (default: std)")
     machine.add_argument("--share", metavar="DIR", help="share this directory with the guest (9p, tag 'host')")
     machine.add_argument("--qemu", metavar="PROGRAM", default="", help="the QEMU to run (default: QEMU=, or PATH)")

@@ -62,7 +62,7 @@ async def prepare(options: LaunchOptions, files: InstanceFiles, *, with_agent: b
         disks=disks,
         share=share,
         agent=with_agent,
-        network=cast(Literal["user", "none"], options.network),
+        network=cast(Literal["user", "restricted", "none"], options.network),
         display=cast(Literal["std", "none"], options.display),
         qemu=str(qemu),
         extra_args=options.qemu_args,

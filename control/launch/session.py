@@ -25,10 +25,10 @@ from control.host import probe_qemu_version
 from control.launch.options import LaunchOptions
 from control.launch.prepare import Prepared, prepare
 from control.launch.until import UntilMatcher
-from control.paths import InstanceFiles, cache_directory, find_instance_files, runtime_directory
+from control.paths import InstanceFiles, cache_directory, check_instance_name, find_instance_files, runtime_directory
 from control.process.run import run
 from control.units import format_duration
-from control.vm.instance import claim_instance, find_running, read_record
+from control.vm.instance import claim_instance, find_running, lock_instance, read_record
 from control.vm.listener import Carrier, Listener
 from control.vm.vm import VM, adopt_vm, open_vm
 from control.wire import Message
@@ -148,9 +148,10 @@ async def _run_prepared(
 ) -> Outcome:
     matched = asyncio.Event()
     watcher = _Watcher(view, UntilMatcher(options.until) if options.until else None, matched)
-    person = view.for_person or not options.boot_watch
     try:
-        async with open_vm(prepared.spec, files, watcher, for_person=person) as vm:
+        async with open_vm(
+            prepared.spec, files, watcher, for_person=view.for_person, judge_boot=options.boot_watch
+        ) as vm:
             await vm.resume()
             return await _see_through(vm, options, view, matched, interrupts)
     except LaunchError as error:
@@ -160,8 +161,22 @@ async def _run_prepared(
 
 
 async def _run_attached(options: LaunchOptions, view: View, interrupts: _Interrupts) -> Outcome:
-    name = options.name or DEFAULT_NAME
+    name = check_instance_name(options.name or DEFAULT_NAME)
     files = find_instance_files(runtime_directory(Path.cwd()), name)
+    with contextlib.ExitStack() as stack:
+        if files.directory.is_dir() and not stack.enter_context(lock_instance(files)):
+            raise StateError(
+                f"another launcher shows the VM {name!r}",
+                state="RUNNING",
+                required=("detached",),
+                hint="detach there first: Ctrl-], detach",
+            )
+        return await _run_adopted(name, files, options, view, interrupts)
+
+
+async def _run_adopted(
+    name: str, files: InstanceFiles, options: LaunchOptions, view: View, interrupts: _Interrupts
+) -> Outcome:
     record = read_record(files)
     if record is not None and record.sockets:
         files = replace(files, sockets=Path(record.sockets))
@@ -176,7 +191,6 @@ async def _run_attached(options: LaunchOptions, view: View, interrupts: _Interru
     matched = asyncio.Event()
     watcher = _Watcher(view, UntilMatcher(options.until) if options.until else None, matched)
     async with adopt_vm(record, files, process, watcher, for_person=True) as vm:
-        await vm.show_history()
         return await _see_through(vm, options, view, matched, interrupts)
 
 
@@ -186,7 +200,10 @@ async def _see_through(
     """Wait for the first thing that ends the run, and say what it means."""
     vm.hurry = interrupts.second
     async with _tasks(
-        ended=_wait_for_ending(vm), matched=matched.wait(), interrupted=interrupts.first.wait(), talk=view.converse(vm)
+        ended=_wait_for_ending(vm),
+        matched=matched.wait(),
+        interrupted=interrupts.first.wait(),
+        talk=_converse(vm, view, with_history=options.attach),
     ) as tasks:
         waiting = set(tasks.values())
         deadline = asyncio.get_running_loop().time() + options.timeout_s if options.timeout_s else None
@@ -205,6 +222,12 @@ async def _see_through(
                     return outcome
                 continue
             return _time_out(vm, options)
+
+
+async def _converse(vm: VM, view: View, *, with_history: bool) -> Outcome | None:
+    if with_history:
+        await vm.show_history()
+    return await view.converse(vm)
 
 
 async def _wait_for_ending(vm: VM) -> None:

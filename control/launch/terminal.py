@@ -39,8 +39,9 @@ class Terminal:
         termios.tcsetattr(self._descriptor, termios.TCSANOW, attributes)
 
     def restore(self) -> None:
-        """Put the terminal back as it was found."""
-        termios.tcsetattr(self._descriptor, termios.TCSANOW, self._original)
+        """Put the terminal back as it was found; one that was hung up meanwhile has nothing to put back."""
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(self._descriptor, termios.TCSANOW, self._original)
 
     async def read(self) -> bytes:
         """Wait for keys (raw mode) or a line (line mode); empty when the terminal is gone."""

@@ -75,9 +75,9 @@ class Monitor:
                 while True:
                     tasks["next"] = next_event = asyncio.ensure_future(listener.get())
                     await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
-                    if not next_event.done():
+                    if not next_event.done() and listener.empty():
                         return
-                    yield _to_event(next_event.result())
+                    yield _to_event(await next_event)  # also what came before the connection ended
             finally:
                 for task in tasks.values():
                     task.cancel()

@@ -23,7 +23,9 @@ _KEEPER = Path(__file__).with_name("keeper.py")
 
 
 class ProcessHandle:
-    """One process. Close it (it is a context manager) to give back its descriptor; that does not end the process.
+    """One process. Close it (it is a context manager) to give back its descriptor.
+
+    A child of ours that still runs is then killed, unless it was released; an adopted process is left alone.
 
     Attributes:
         pid: Its number.
@@ -37,6 +39,7 @@ class ProcessHandle:
         self._pidfd = pidfd
         self._child = child
         self._ended = False
+        self._released = False
 
     def __enter__(self) -> Self:
         return self
@@ -46,24 +49,26 @@ class ProcessHandle:
     ) -> None:
         self.close()
 
+    def release(self) -> None:
+        """Let a child of ours run on after this handle is closed."""
+        self._released = True
+
     def close(self) -> None:
-        """Give back the descriptor; the process is left alone."""
+        """Give back the descriptor, and kill a child that was not released: nothing of ours is left by accident."""
+        if self._child is not None and self._child.poll() is None:
+            if self._released:
+                self._child.returncode = 0  # Popen warns of children left running; this one is meant to
+            else:
+                self._child.kill()
+                self._child.wait()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
-        if self._child is not None and self._child.poll() is None:
-            # Popen warns of children left running; this one is left running on purpose.
-            self._child.returncode = 0
 
     @property
     def return_code(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs, and for an adopted process."""
         return self._child.poll() if self._child is not None else None
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this process is a child of ours, so that its exit code can be known."""
-        return self._child is not None
 
     @property
     def running(self) -> bool:
@@ -108,13 +113,14 @@ class ProcessHandle:
 def start_process(
     argv: Sequence[str], *, output: Path, cwd: Path, env: Mapping[str, str] | None = None
 ) -> ProcessHandle:
-    """Start `argv` in a session of its own, stdin empty, stdout and stderr appended to the file `output`.
+    """Start `argv` in a session of its own, stdin empty, stdout and stderr going to a fresh file `output`.
 
     Raises:
         HostError: It cannot be started, or `output` cannot be written; nothing is left running.
     """
     LOG.debug("start: %s", " ".join(argv))
     try:
+        output.unlink(missing_ok=True)
         with output.open("ab") as sink:
             child = subprocess.Popen(
                 argv,

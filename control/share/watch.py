@@ -14,7 +14,8 @@ from asyncinotify import Event, Inotify, Mask
 
 from control.errors import HostError
 
-FILE_LIMIT_BYTES = 64 * 1024
+FILE_LIMIT_BYTES = 1024 * 1024
+"""As docs/protocol.md has it for both boxes."""
 
 
 def make_mailboxes(share: Path) -> None:
@@ -35,9 +36,10 @@ def make_mailboxes(share: Path) -> None:
 
 
 async def watch_mailboxes(
-    share: Path, on_command: Callable[[], Awaitable[None]], on_answer: Callable[[bytes], Awaitable[None]]
+    share: Path, on_command: Callable[[], Awaitable[None]], on_answer: Callable[[bytes | None], Awaitable[None]]
 ) -> None:
-    """Call `on_command` when something was put into the inbox, and `on_answer` with each file put into the outbox.
+    """Call `on_command` when something was put into the inbox, and `on_answer` with each file put into the outbox,
+    None for one that is no mail (see `read_mail`).
 
     Runs until it is cancelled. Files that were there before are not reported.
     """
@@ -48,8 +50,8 @@ async def watch_mailboxes(
         async for event in _named_events(notifier):
             if event.watch is inbox:
                 await on_command()
-            elif (data := read_mail(share / "outbox" / str(event.name))) is not None:
-                await on_answer(data)
+            else:
+                await on_answer(read_mail(share / "outbox" / str(event.name)))
 
 
 async def _named_events(notifier: Inotify) -> AsyncIterator[Event]:

@@ -88,7 +88,8 @@ class VMSpec:
         firmware: For booting from ISO or disk: `bios` is SeaBIOS, `uefi` is OVMF read from `ovmf`.
         agent: Whether the guest gets the virtio-serial port of the agent.
         hvc0: Whether the guest gets the second, fast console.
-        network: `user` is QEMU's user-mode network, `none` is no card at all.
+        network: `user` is QEMU's user-mode network, through which the guest reaches whatever the host reaches, its
+            loopback included; `restricted` is the same cut off from everything; `none` is no card at all.
         display: `std` is a VGA card whose picture can be asked for; nothing is opened on the host.
         extra_args: Words appended to QEMU's command line as they are.
 
@@ -108,7 +109,7 @@ class VMSpec:
     share: Share | None = None
     agent: bool = True
     hvc0: bool = True
-    network: Literal["user", "none"] = "user"
+    network: Literal["user", "restricted", "none"] = "user"
     display: Literal["std", "none"] = "std"
     qemu: str = "qemu-system-x86_64"
     extra_args: tuple[str, ...] = field(default=())

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from control.errors import HostError, StateError
 from control.paths import InstanceFiles, find_instance_files, open_instance_files
@@ -114,9 +114,26 @@ def find_running(files: InstanceFiles, record: Record | None) -> ProcessHandle |
 
 
 def remove_stale_files(files: InstanceFiles) -> None:
-    """Clear what a QEMU that no longer runs left: sockets and pid file. Logs and disks are kept."""
+    """Clear what a QEMU that no longer runs left: sockets and pid file. Logs and disks are kept.
+
+    Raises:
+        HostError: One of them cannot be removed; the others may be gone.
+    """
     for path in (*files.all_sockets, files.pid):
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise HostError(f"{path} cannot be removed: {error.strerror}", hint="look at the rights there") from error
+
+
+def _open_lock(files: InstanceFiles) -> BinaryIO:
+    try:
+        return files.lock.open("ab")
+    except OSError as error:
+        raise HostError(
+            f"the directory {files.directory} cannot be written: {error.strerror}",
+            hint="make room or get write permission there, or run from another directory",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -124,8 +141,11 @@ def lock_instance(files: InstanceFiles) -> Iterator[bool]:
     """Try to take the instance for the body; gives False when another process holds it.
 
     The kernel drops the lock when its holder ends, however it ends.
+
+    Raises:
+        HostError: The instance's directory cannot be written.
     """
-    with files.lock.open("ab") as file:
+    with _open_lock(files) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from control.errors import MonitorError
+from control.errors import MonitorError, WaitTimeout
 from control.monitor import Monitor
 from control.paths import InstanceFiles
 
@@ -33,7 +33,7 @@ async def read_text_screen(monitor: Monitor, files: InstanceFiles) -> tuple[str,
     try:
         await monitor.execute("pmemsave", {"val": TEXT_MEMORY, "size": size, "filename": str(dump.absolute())})
         cells = dump.read_bytes()
-    except (MonitorError, OSError):
+    except (MonitorError, WaitTimeout, OSError):
         return ()  # evidence is welcome, not owed: the error it was meant for is reported without it
     finally:
         dump.unlink(missing_ok=True)

@@ -81,8 +81,11 @@ class Traffic:
         """Take the parameters of a `message` notification."""
         await self._take_apart(lambda: read_envelope(params), "agent")
 
-    async def take_share(self, data: bytes) -> None:
-        """Take a file of the shared directory's outbox."""
+    async def take_share(self, data: bytes | None) -> None:
+        """Take a file of the shared directory's outbox; None counts as one that is no message."""
+        if data is None:
+            self.counters.not_messages += 1
+            return
         await self._take_apart(lambda: parse_message(data), "share")
 
     async def _take_apart(self, read: Callable[[], Message], carrier: Carrier) -> None:
@@ -109,7 +112,15 @@ class Traffic:
 
     @contextlib.contextmanager
     def expect_answer(self, message: Message) -> Iterator[asyncio.Future[Message]]:
-        """Give the future of the answer to `message`, which is about to be sent, and note it in the journal."""
+        """Give the future of the answer to `message`, which is about to be sent, and note it in the journal.
+
+        Raises:
+            MessageError: One with the same id waits for its answer; nothing was noted.
+        """
+        if message.id in self._answers:
+            raise MessageError(
+                f"a message with the id {message.id!r} is under way", hint="give each one an id of its own"
+            )
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._answers[message.id] = answer
         self._journal.append(message)

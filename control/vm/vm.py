@@ -22,6 +22,8 @@ from control.agent import AgentClient
 from control.argv import build_argv
 from control.console.channel import ConsoleChannel
 from control.errors import (
+    EXIT_BOOT_HUNG,
+    EXIT_ERROR,
     EXIT_GUEST_PANICKED,
     AgentProtocolError,
     BootError,
@@ -56,10 +58,19 @@ from control.wire.message import read_envelope
 SOCKET_TIMEOUT_S = 20.0
 """QEMU listens within some 25 ms; a loaded host, or gigabytes of memory to set up, take longer."""
 
+LAST_WORDS_S = 5.0
+_GOOD_ENDS = {
+    "guest-shutdown": "the guest shut down",
+    "guest-reset": "the guest restarted",
+    "host-qmp-quit": "stopped",
+}
+"""Reasons of QMP's SHUTDOWN event (ShutdownCause in qapi/run-state.json) that are no failure."""
+
 STUCK_S = 1.0
 """A monitor that has not told its runstate by then is not waited for when the VM is to be brought down."""
 
 HISTORY_BYTES = 64 * 1024
+QEMU_LOG_BYTES = 8192
 QEMU_LOG_LINES = 12
 
 
@@ -82,14 +93,21 @@ class VM:
     """
 
     def __init__(
-        self, record: Record, files: InstanceFiles, process: ProcessHandle, listener: Listener, *, for_person: bool
+        self,
+        record: Record,
+        files: InstanceFiles,
+        process: ProcessHandle,
+        listener: Listener,
+        *,
+        for_person: bool,
+        judge_boot: bool,
     ) -> None:
         self.files = files
         self.process = process
         self.phases: dict[str, float] = {}
         self.hurry = asyncio.Event()
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self.watch = BootWatch(TIMES[record.accelerator or "tcg"], for_person=for_person)
+        self.watch = BootWatch(TIMES.get(record.accelerator, TIMES["tcg"]))
         self._record = record
         self._state = State(record.state)
         self._listener = listener
@@ -100,7 +118,11 @@ class VM:
         self._traffic: Traffic | None = None
         self._keeper: Keeper | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._guest_shut_down = ""
+        self._shutdown_reason = ""
+        self._for_person = for_person
+        self._judge_boot = judge_boot
+        self._told: set[str] = set()
+        self._farewell: asyncio.Task[None] | None = None
         self._detached = False
         self._closed = False
 
@@ -150,9 +172,7 @@ class VM:
     async def show_history(self) -> None:
         """Show the listener the end of the console's log, which QEMU writes whether or not anybody listens."""
         try:
-            with self.files.serial_log.open("rb") as log:
-                log.seek(max(0, log.seek(0, 2) - HISTORY_BYTES))
-                history = log.read()
+            history = _read_end(self.files.serial_log, HISTORY_BYTES)
         except OSError:
             return  # an instance without a log has no history
         await self.traffic.show_history(history)
@@ -201,22 +221,24 @@ class VM:
 
     async def stop(self, *, gently: bool = True) -> str:
         """Bring the VM down, and return how it was done; a VM that has ended is fine."""
-        if self._state in (State.STOPPED, State.FAILED):
+        if not self.process.running:
             return "gone"
         if self._state is State.STARTING:
             gently = False  # its CPUs have never run: nobody is there who could be asked
         if self._state is not State.STOPPING:
             self._enter(State.STOPPING)
-        if gently and await self._is_paused():
-            await self.monitor.execute("cont")  # a guest that stands still cannot be asked
+        if gently:
+            await self._let_run()
         asking = gently and not (self.ended.done() and self.ended.result().error is not None)
         return await shut_down(self.process, self._monitor, self._agent, gently=asking, hurry=self.hurry)
 
-    async def _is_paused(self) -> bool:
+    async def _let_run(self) -> None:
+        """Let a paused guest run: one that stands still cannot be asked to go."""
         try:
-            return self._monitor is not None and await self._monitor.query_runstate(timeout_s=STUCK_S) == "paused"
-        except (MonitorError, WaitTimeout):
-            return False  # then the harder ways are needed anyway
+            if self._monitor is not None and await self._monitor.query_runstate(timeout_s=STUCK_S) == "paused":
+                await self._monitor.execute("cont", timeout_s=STUCK_S)
+        except (MonitorError, WaitTimeout) as error:
+            LOG.debug("shutdown: %s", error)  # then the harder ways are needed anyway
 
     # -- what happens while it lives -------------------------------------------------------------------------------
 
@@ -236,9 +258,10 @@ class VM:
         stack.callback(self._traffic.close)
         stack.push_async_callback(self._end_tasks)
         console = self._start_task(self._pump_console(self._console, self._traffic))
-        self._start_task(self._follow_events(self._monitor))
-        self._start_task(self._wait_for_process(console))
-        self._start_task(self._watch_boot())
+        events = self._start_task(self._follow_events(self._monitor))
+        self._farewell = self._start_task(self._wait_for_process(console, events))
+        if self._judge_boot:
+            self._start_task(self._watch_boot())
         self._start_task(bound_logs((self.files.serial_log, self.files.hvc0_log, self.files.qemu_log)))
         if self._agent is not None:
             self._start_task(self._agent.serve())
@@ -257,6 +280,8 @@ class VM:
     def _take_task_result(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, WaitTimeout):  # ours, not the user's: their TIMEOUT has another exit code
+                error = MonitorError(str(error), hint="QEMU or this host is stuck; see its load and its disk")
             self._end(Ending("an error of ours", error if isinstance(error, ControlError) else _as_bug(error)))
 
     async def _end_tasks(self) -> None:
@@ -301,7 +326,7 @@ class VM:
     async def _take_event(self, monitor: Monitor, event: MonitorEvent) -> None:
         match event.name:
             case "SHUTDOWN":
-                self._guest_shut_down = str(event.data.get("reason", "shutdown"))
+                self._shutdown_reason = str(event.data.get("reason", ""))
             case "RESET":
                 self._judge_reset()
             case "GUEST_PANICKED" | "GUEST_CRASHLOADED":
@@ -341,6 +366,7 @@ class VM:
                     code="accelerator-dead",
                     seen=(*self._qemu_log_tail(), *self.watch.last_lines(4)),
                     hint="use software emulation: ACCEL=tcg",
+                    exit_code=EXIT_ERROR if self.watch.up else EXIT_BOOT_HUNG,
                 )
             )
         elif runstate == "io-error":
@@ -350,6 +376,7 @@ class VM:
                     code="disk-error",
                     seen=self._qemu_log_tail(),
                     hint="is the disk of this host full?",
+                    exit_code=EXIT_ERROR,
                 )
             )
         elif runstate in ("paused", "suspended"):
@@ -363,16 +390,26 @@ class VM:
                 continue
             cause = self.watch.judge_silence()
             if cause is not None and not await self._agent_answers():
-                self._fail(self.watch.to_error(cause))
-                return
+                if not (cause.waits_for_person and self._for_person):
+                    self._fail(self.watch.to_error(cause))
+                    return
+                self._tell_person(self.watch.to_error(cause))
             cpu_before, clock_before = self.process.cpu_seconds(), time.monotonic()
             if self.watch.up or not await self.watch.stays_silent_until_hung() or self._state is not State.RUNNING:
                 continue
             share = (self.process.cpu_seconds() - cpu_before) / (time.monotonic() - clock_before)
             screen = await read_text_screen(self.monitor, self.files)
             if (error := self.watch.judge_hang(cpu_share=share, screen=screen)) is not None:
-                self._fail(error)
-                return
+                if not self._for_person:
+                    self._fail(error)
+                    return
+                self._tell_person(error)
+
+    def _tell_person(self, error: BootError) -> None:
+        """Name what is wrong to somebody who sees the console and may know better; once is enough."""
+        if error.code not in self._told:
+            self._told.add(error.code)
+            self._listener.on_note(f"{error}; {error.hint}")
 
     async def _agent_answers(self) -> bool:
         """Whether the guest is alive after all: a panic that is only printed from a log leaves its agent answering."""
@@ -390,14 +427,13 @@ class VM:
             async with asyncio.timeout(3.0):
                 await self.watch.wait_for_silence()
 
-    async def _wait_for_process(self, console: asyncio.Task[None]) -> None:
+    async def _wait_for_process(self, console: asyncio.Task[None], events: asyncio.Task[None]) -> None:
         return_code = await self.process.wait()
-        # What QEMU had still in its socket is part of the console.
-        await asyncio.wait((console,), timeout=5.0)
-        if self._state is State.STOPPING or self._guest_shut_down:
-            how = {"guest-shutdown": "the guest shut down", "guest-reset": "the guest restarted"}
+        # What QEMU had still in its sockets is part of the console, and says why it ended.
+        await asyncio.wait((console, events), timeout=LAST_WORDS_S)
+        if self._state is State.STOPPING or self._shutdown_reason in _GOOD_ENDS:
             self._enter_final(State.STOPPED)
-            self._end(Ending(how.get(self._guest_shut_down, "stopped")))
+            self._end(Ending(_GOOD_ENDS.get(self._shutdown_reason, "stopped")))
         else:
             self._enter_final(State.FAILED)
             self._end(Ending("QEMU died", self._death(return_code)))
@@ -407,6 +443,8 @@ class VM:
         explanation = explain_words(tail)
         argv = json.loads(self.files.argv.read_bytes()) if self.files.argv.exists() else ()
         died = _describe_return_code(return_code)
+        if self._shutdown_reason == "host-signal":
+            died = "was told to end by a signal, and not by us"
         return LaunchError(
             f"QEMU {died}: {explanation.sentence}" if explanation else f"QEMU {died}",
             argv=argv,
@@ -419,7 +457,7 @@ class VM:
 
     def _qemu_log_tail(self) -> tuple[str, ...]:
         try:
-            data = self.files.qemu_log.read_bytes()[-8192:]
+            data = _read_end(self.files.qemu_log, QEMU_LOG_BYTES)
         except OSError:
             return ()
         return tuple(line[:300] for line in data.decode("utf-8", "replace").splitlines() if line.strip())[
@@ -445,7 +483,10 @@ class VM:
         if state is State.RUNNING:
             self.watch.start_clock()
         self._record = replace(self._record, state=state.value)
-        write_record(self.files, self._record)
+        try:
+            write_record(self.files, self._record)
+        except HostError as error:
+            self._listener.on_note(str(error))  # a VM must come down in order, whether or not that can be written
 
     def _enter_final(self, state: State) -> None:
         if self._state not in (State.STOPPED, State.FAILED):
@@ -458,15 +499,24 @@ class VM:
             return
         self._closed = True
         if self._detached and self.process.running:
+            self.process.release()
             if self._keeper is not None:
                 self._keeper.release()
             return
-        await self.stop()
-        await self.process.wait()
+        try:
+            await self.stop()
+        finally:
+            self.process.send_signal(signal.SIGKILL)  # nothing is left to kill, unless stopping it went wrong
+            await self.process.wait()
+        if self._farewell is not None:
+            await asyncio.wait((self._farewell,), timeout=LAST_WORDS_S + 1)
         self._report_useless()
         failed = self.ended.done() and self.ended.result().error is not None
         self._enter_final(State.FAILED if failed else State.STOPPED)
-        remove_stale_files(self.files)
+        try:
+            remove_stale_files(self.files)
+        except HostError as error:
+            self._listener.on_note(str(error))
 
     def _report_useless(self) -> None:
         """Say how much of what the guest sent was of no use; nothing when all of it was."""
@@ -479,6 +529,12 @@ class VM:
         if any(count for count, _ in found):
             counted = ", ".join(f"{count} {what}" for count, what in found if count)
             self._listener.on_note(f"lines of the guest that had no effect: {counted}")
+
+
+def _read_end(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - size))
+        return file.read(size)
 
 
 def _as_bug(error: BaseException) -> ControlError:
@@ -496,12 +552,20 @@ def _describe_return_code(return_code: int | None) -> str:
 
 @contextlib.asynccontextmanager
 async def open_vm(
-    spec: VMSpec, files: InstanceFiles, listener: Listener, *, for_person: bool = False
+    spec: VMSpec,
+    files: InstanceFiles,
+    listener: Listener,
+    *,
+    for_person: bool = False,
+    judge_boot: bool = True,
 ) -> AsyncIterator[VM]:
     """Start the VM `spec`, with its CPUs not yet running, and end it on leaving, in whatever way the body is left.
 
-    The caller holds the instance's lock. `for_person` says that somebody sits at the console, who may answer its
-    prompts.
+    The caller holds the instance's lock.
+
+    Args:
+        for_person: Somebody sits at the console: a guest that waits or hangs is named to them, and not ended.
+        judge_boot: Watch whether the guest comes up; without it only QEMU itself can say that something is wrong.
 
     Raises:
         LaunchError: QEMU ended before its monitor answered (its own words); the VM is FAILED, nothing of it runs.
@@ -510,7 +574,6 @@ async def open_vm(
     """
     async with contextlib.AsyncExitStack() as stack:
         remove_stale_files(files)
-        files.qemu_log.unlink(missing_ok=True)
         argv = build_argv(spec, files)
         write_atomically(files.argv, json.dumps(argv, indent=1).encode())
         keeper = stack.enter_context(start_keeper(files.pid))
@@ -529,7 +592,7 @@ async def open_vm(
             sockets=str(files.sockets),
             spec=json.loads(json.dumps(vars(spec), default=lambda value: getattr(value, "__dict__", str(value)))),
         )
-        vm = VM(record, files, process, listener, for_person=for_person)
+        vm = VM(record, files, process, listener, for_person=for_person, judge_boot=judge_boot)
         vm._keeper = keeper
         stack.push_async_callback(vm._close)
         try:
@@ -569,7 +632,7 @@ async def adopt_vm(
     """
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(process.close)
-        vm = VM(record, files, process, listener, for_person=for_person)
+        vm = VM(record, files, process, listener, for_person=for_person, judge_boot=True)
         vm.watch.up = True  # a boot we have not watched is not ours to judge
         await vm._connect(stack)
         stack.push_async_callback(vm._close)

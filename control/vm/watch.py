@@ -44,9 +44,8 @@ class BootWatch:
         up: The guest has come up: its agent answered, or its console shows a login.
     """
 
-    def __init__(self, times: WatchTimes, *, for_person: bool) -> None:
+    def __init__(self, times: WatchTimes) -> None:
         self._times = times
-        self._for_person = for_person
         self._tail = ConsoleTail()
         self._spoke = asyncio.Event()
         self._kernel_spoke = False
@@ -91,7 +90,7 @@ class BootWatch:
         """Say which known failure the end of the console shows, now that it is silent."""
         end = self._tail.text_end(END_LINES)
         cause = find_cause(end)
-        if cause is not None and cause.waits_for_person and (self._for_person or self.up):
+        if cause is not None and cause.waits_for_person and self.up:
             return None
         if cause is None and looks_like_prompt(end) and "login:" in end.rpartition("\n")[2].lower():
             self.up = True
@@ -99,7 +98,7 @@ class BootWatch:
 
     def judge_hang(self, *, cpu_share: float, screen: tuple[str, ...]) -> BootError | None:
         """Say what a guest that has been silent for `hang_s` suffers from; None when it is merely waiting."""
-        if self.up or self._for_person:
+        if self.up:
             return None
         end = self._tail.text_end(END_LINES)
         silent_for = format_duration(self._times.hang_s)

@@ -113,7 +113,7 @@ async def test_a_process_that_ends_wakes_everybody(tmp_path: Path) -> None:
     with start_process(["sh", "-c", "echo said; exit 7"], output=tmp_path / "log", cwd=tmp_path) as process:
         async with asyncio.timeout(10):
             assert await asyncio.gather(*(process.wait() for _ in range(3))) == [7, 7, 7]
-        assert (process.running, process.return_code, process.is_ours) == (False, 7, True)
+        assert (process.running, process.return_code) == (False, 7)
         process.send_signal(signal.SIGTERM)  # nobody there: fine
         assert process.cpu_seconds() == 0.0
     assert (tmp_path / "log").read_text() == "said\n"
@@ -140,7 +140,7 @@ async def test_an_adopted_process_is_watched_and_ended(tmp_path: Path) -> None:
         adopted = find_process(process.pid, process.start_ticks)
         assert adopted is not None
         with adopted:
-            assert (adopted.running, adopted.is_ours, adopted.return_code) == (True, False, None)
+            assert (adopted.running, adopted.return_code) == (True, None)
             waiting = [asyncio.create_task(adopted.wait()) for _ in range(2)]
             await asyncio.sleep(0)
             adopted.send_signal(signal.SIGTERM)
@@ -208,6 +208,7 @@ with start_keeper(pid_file) as keeper:
     print(process.pid, flush=True)
     sys.stdin.readline()
     if then == "release":
+        process.release()
         keeper.release()
     process.close()
 """

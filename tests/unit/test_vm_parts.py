@@ -145,7 +145,7 @@ SHORT = WatchTimes(quiet_s=0.02, hang_s=0.06)
 
 async def test_a_console_that_never_spoke_is_silent_too() -> None:
     """A guest with the wrong console= says nothing at all: the silence begins with the boot, not with a first byte."""
-    watch = BootWatch(SHORT, for_person=False)
+    watch = BootWatch(SHORT)
     watch.start_clock()
     async with asyncio.timeout(5):
         await watch.wait_for_silence()
@@ -158,7 +158,7 @@ async def test_a_console_that_never_spoke_is_silent_too() -> None:
 
 
 async def test_each_silence_is_reported_once() -> None:
-    watch = BootWatch(SHORT, for_person=False)
+    watch = BootWatch(SHORT)
     watch.feed(b"x")
     async with asyncio.timeout(5):
         await watch.wait_for_silence()
@@ -168,7 +168,7 @@ async def test_each_silence_is_reported_once() -> None:
 
 
 async def test_speaking_again_ends_a_silence() -> None:
-    watch = BootWatch(WatchTimes(quiet_s=0.01, hang_s=60), for_person=False)
+    watch = BootWatch(WatchTimes(quiet_s=0.01, hang_s=60))
     watch.feed(b"x")
     async with asyncio.timeout(5):
         await watch.wait_for_silence()
@@ -178,21 +178,21 @@ async def test_speaking_again_ends_a_silence() -> None:
         assert await waiting is False
 
 
-def test_a_login_prompt_means_up_and_a_person_may_wait_at_a_shell() -> None:
-    watch = BootWatch(SHORT, for_person=False)
+def test_a_login_prompt_means_up_and_a_shell_of_the_initramfs_waits_for_a_person() -> None:
+    watch = BootWatch(SHORT)
     watch.feed(b"Linux version 6\r\nunhinged login: ")
     assert watch.judge_silence() is None
     assert watch.up
     assert watch.judge_hang(cpu_share=1.0, screen=()) is None
-    for person, expected in ((True, None), (False, "initramfs-shell")):
-        watch = BootWatch(SHORT, for_person=person)
-        watch.feed(b"(initramfs) ")
-        cause = watch.judge_silence()
-        assert (cause.code if cause else None) == expected
+    watch = BootWatch(SHORT)
+    watch.feed(b"(initramfs) ")
+    cause = watch.judge_silence()
+    assert cause is not None
+    assert (cause.code, cause.waits_for_person) == ("initramfs-shell", True)
 
 
 def test_a_busy_guest_hangs_and_an_idle_one_waits() -> None:
-    watch = BootWatch(SHORT, for_person=False)
+    watch = BootWatch(SHORT)
     watch.feed(b"[    0.0] Linux version 6.1\r\n[    0.5] tsc: Unable to calibrate against PIT\r\n")
     error = watch.judge_hang(cpu_share=1.0, screen=())
     assert error is not None
@@ -202,7 +202,7 @@ def test_a_busy_guest_hangs_and_an_idle_one_waits() -> None:
 
 
 def test_evidence_of_a_hostile_console_is_plain() -> None:
-    watch = BootWatch(SHORT, for_person=False)
+    watch = BootWatch(SHORT)
     watch.feed(PANIC.replace("init!", "\x1b]0;x\x07\x1b[2Jinit!").encode())
     error = watch.panic_error()
     assert error.exit_code == EXIT_GUEST_PANICKED
