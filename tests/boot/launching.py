@@ -204,6 +204,22 @@ def run_launcher(launcher: str, *options: str, cwd: Path, exit_code: int = 0, **
         return launch.finish(exit_code)
 
 
+def see_same_console(shown: bytes | bytearray, log: Path) -> None:
+    """See to it that `shown` is the console that QEMU logged, not a byte lost, changed or added.
+
+    The log may have a byte twice: QEMU 7.2 logs what it could not write because the socket was full, and again when it
+    can (chardev/char.c, qemu_chr_write_buffer, takes EAGAIN for a fatal error).
+    """
+    logged, at = log.read_bytes(), 0
+    for position, byte in enumerate(shown):
+        while at < len(logged) and logged[at] != byte and at and logged[at] == logged[at - 1]:
+            at += 1
+        around = f"{bytes(shown[position - 40 : position + 20])!r}, the log has {logged[at - 40 : at + 20]!r}"
+        assert at < len(logged) and logged[at] == byte, f"byte {position} of the console differs: shown is {around}"
+        at += 1
+    assert len(set(logged[at - 1 :])) <= 1, f"not shown: {logged[at:][-200:]!r}"
+
+
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
@@ -216,10 +232,10 @@ def find_processes_below(directory: Path) -> dict[int, str]:
         try:
             words = (entry / "cmdline").read_bytes()
             # A relative path is meant from where the process stands.
-            here = os.readlink(entry / "cwd")
+            here = (entry / "cwd").readlink()
         except OSError:
             continue  # it has just ended, or is not ours
-        if os.fsencode(directory) + b"/" in words or Path(here).is_relative_to(directory):
+        if os.fsencode(directory) + b"/" in words or here.is_relative_to(directory):
             found[int(entry.name)] = words.replace(b"\0", b" ").decode("utf-8", "replace").strip()
     return found
 

@@ -27,7 +27,7 @@ OUR_PROMPT = r"unhinged> $"
 class Seat:
     """A terminal with a launcher in front of it; made by `open_seat`."""
 
-    def __init__(self, child: pexpect.spawn[bytes], terminal: int, cwd: Path, name: str) -> None:
+    def __init__(self, child: pexpect.spawn[Any], terminal: int, cwd: Path, name: str) -> None:
         self.child = child
         self.name = name
         self._terminal = terminal
@@ -104,9 +104,11 @@ def open_seat(launcher: str, *options: str, cwd: Path, name: str = "main", ends:
     """Start a launcher under a terminal of 40 by 120, and end it; what it started too, unless not `ends`."""
     argv = launcher_argv(launcher, *options)
     environment: dict[str, Any] = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
-    child = pexpect.spawn(argv[0], argv[1:], cwd=str(cwd), env=environment, dimensions=(ROWS, COLUMNS), timeout=30)
+    child: pexpect.spawn[Any] = pexpect.spawn(
+        argv[0], argv[1:], cwd=str(cwd), env=environment, dimensions=(ROWS, COLUMNS), timeout=30
+    )
     # Held open, so that the terminal outlives the launcher and can be looked at afterwards.
-    terminal = os.open(os.readlink(f"/proc/{child.pid}/fd/0"), os.O_RDWR | os.O_NOCTTY)
+    terminal = os.open(Path(f"/proc/{child.pid}/fd/0").readlink(), os.O_RDWR | os.O_NOCTTY)
     try:
         yield Seat(child, terminal, cwd, name)
     finally:

@@ -196,8 +196,8 @@ def own_init(workdir: Path, script: str) -> tuple[str, ...]:
         "exec < /dev/ttyS0 > /dev/ttyS0 2>&1",
     )
     init = "\n".join((*lines, script))
-    # Ours comes first and has another name: the kernel reads a plain archive before a packed one, but nothing behind one
-    # packed by lz4 (Linux, lib/decompress_unlz4.c, takes all that is left).
+    # Ours comes first and has another name: the kernel reads a plain archive before a packed one, but nothing
+    # behind one packed by lz4 (Linux, lib/decompress_unlz4.c, takes all that is left).
     archive = newc.pack({"own-init": newc.file(init.encode(), 0o755)})
     (workdir / "initrd").write_bytes(archive + bytes(-len(archive) % 512) + (IMAGE / "initrd").read_bytes())
     append = "quiet panic=-1 rdinit=/own-init"
@@ -212,7 +212,7 @@ def test_a_console_that_is_somewhere_else(workdir: Path) -> None:
     see_error(launch, "nothing came over the serial console", "console=ttyS0")
 
 
-# -- several VMs, and a disk that is taken -------------------------------------------------------------------------------
+# -- several VMs, and a disk that is taken -----------------------------------------------------------------------------
 
 
 def test_two_vms_at_once_and_a_disk_that_is_in_use(workdir: Path) -> None:

@@ -1,4 +1,4 @@
-"""A guest that means harm: whatever it sends costs the launcher bounded memory, and changes nothing but what is shown."""
+"""A guest that means harm: what it sends costs the launcher bounded memory, and changes nothing but what is shown."""
 
 from __future__ import annotations
 

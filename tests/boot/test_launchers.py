@@ -24,6 +24,7 @@ from tests.boot.launching import (
     launcher_argv,
     open_launch,
     run_launcher,
+    see_same_console,
     wait_until_gone,
 )
 
@@ -32,7 +33,7 @@ UNTIL_READY = ("--until", "agent ready", "--timeout", "90")
 
 
 def see_clean_end(launch: Launch, workdir: Path) -> None:
-    """What every ended run has in common: nothing runs, no socket is left, the record says so, the data disk is kept."""
+    """What every ended run has in common: nothing runs, no socket is left, the record says so, the disk is kept."""
     wait_until_gone(workdir, 2.0)
     files = launch.files
     assert not any(path.exists() for path in (*files.all_sockets, files.pid))
@@ -48,7 +49,7 @@ def test_each_launcher_boots_the_guest_until_its_agent_is_ready(launcher: str, b
     assert b"agent ready" in launch.stdout
     see_clean_end(launch, workdir)
     if launcher == "simple_vm":
-        assert bytes(launch.stdout) == launch.files.serial_log.read_bytes(), "the console is shown byte for byte"
+        see_same_console(launch.stdout, launch.files.serial_log)
     else:
         assert b"[vm status] agent ready" in launch.stdout, "messages are shown readably"
         assert b'"direction"' not in launch.stdout
@@ -144,7 +145,7 @@ def test_stdin_and_stdout_may_be_anything(launcher: str, stdin: str, stdout: str
     if stdout not in ("closed", "null"):
         assert b"agent ready" in shown
     if launcher == "simple_vm" and stdout == "file":
-        assert bytes(shown) == launch.files.serial_log.read_bytes()
+        see_same_console(shown, launch.files.serial_log)
 
 
 def test_a_reader_that_goes_away_ends_the_vm(workdir: Path) -> None:
@@ -179,8 +180,7 @@ def test_make_boots_the_guest(target: str, boot: str, checkout_instance: str, wo
         launch.finish(within_s=100)
     assert b"agent ready" in launch.stdout
     if target == "start-simple":
-        log = ROOT / ".unhinged" / f"vm.{checkout_instance}" / "serial"
-        assert bytes(launch.stdout) == log.read_bytes(), "make adds nothing to stdout"
+        see_same_console(launch.stdout, ROOT / ".unhinged" / f"vm.{checkout_instance}" / "serial")
 
 
 def test_make_passes_the_exit_code_of_a_wrong_value_on(checkout_instance: str, workdir: Path) -> None:

@@ -91,7 +91,7 @@ def test_no_link_in_the_outbox_is_followed(shared: tuple[Launch, GuestShell, Pat
 
 
 def test_a_link_in_the_inbox_is_not_followed_by_the_guest(shared: tuple[Launch, GuestShell, Path]) -> None:
-    launch, shell, share = shared
+    _, shell, share = shared
     shell.run("echo '{}' > /root/guest-file")
     (share / "inbox" / ".way-out").symlink_to("/root/guest-file")
     (share / "inbox" / ".way-out").rename(share / "inbox" / "way-out.json")

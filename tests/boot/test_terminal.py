@@ -1,4 +1,4 @@
-"""The two-way console under a terminal: what is typed reaches the guest, Ctrl-] opens our prompt, the end restores all."""
+"""The two-way console under a terminal: typing reaches the guest, Ctrl-] opens a prompt, the end restores all."""
 
 from __future__ import annotations
 
