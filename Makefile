@@ -12,19 +12,20 @@ PYTHON := $(firstword $(wildcard $(VENV)/bin/python) $(SYSTEM_PYTHON))
 IMAGE_SOURCES := $(shell find iso guest -type f -not -name '*.pyc' 2>/dev/null)
 
 ##@ Variables for start, start-simple and start-enhanced
-ISO ?= ##: boot this ISO
-DISK ?= ##: a qcow2 or raw disk; booted when it is all there is
-KERNEL ?= ##: boot this bzImage or vmlinux directly
-INITRD ?= ##: the initial RAM disk for KERNEL
-BOOT ?= ##: direct, iso or disk; by default what the files above suggest
-MEMORY ?= 1G##: guest memory
-CPUS ?= 2##: guest CPUs
-ACCEL ?= auto##: auto, kvm or tcg
-SHARE ?= ##: a directory to share with the guest
-NAME ?= ##: name of the VM; by default the next free one
-UNTIL ?= ##: end with success once the console shows this regular expression
-TIMEOUT ?= ##: end with an error after this many seconds
-ARGS ?= ##: further options of the launchers, see ARGS=--help
+# Set with `=`: the command line counts, an environment that happens to have a NAME or a TIMEOUT does not.
+ISO = ##: boot this ISO
+DISK = ##: a qcow2 or raw disk; booted when it is all there is
+KERNEL = ##: boot this bzImage or vmlinux directly
+INITRD = ##: the initial RAM disk for KERNEL
+BOOT = ##: direct, iso or disk; by default what the files above suggest
+MEMORY = 1G##: guest memory
+CPUS = 2##: guest CPUs
+ACCEL = auto##: auto, kvm or tcg
+SHARE = ##: a directory to share with the guest
+NAME = ##: name of the VM; by default the next free one
+UNTIL = ##: end with success once the console shows this regular expression
+TIMEOUT = ##: end with an error after this many seconds
+ARGS = ##: further options of the launchers, see ARGS=--help
 
 # A value reaches the launcher as one word, whatever is in it.
 quote = '$(subst ','\'',$(value $(1)))'
@@ -34,15 +35,18 @@ OPTIONS = $(call option,--iso,ISO) $(call option,--disk,DISK) $(call option,--ke
 	$(call option,--cpus,CPUS) $(call option,--accel,ACCEL) $(call option,--share,SHARE) \
 	$(call option,--name,NAME) $(call option,--until,UNTIL) $(call option,--timeout,TIMEOUT) $(ARGS)
 
+# Only the built-in guest needs the image.
+NEEDED_IMAGE = $(if $(value ISO)$(value KERNEL)$(value DISK),,image)
+
 ##@ Run
 .PHONY: start start-simple start-enhanced attach
 start: ## set everything up, boot the VM, and give a two-way line to it
 	@$(PYTHON) control/unhinged_launcher.py $(OPTIONS)
 
-start-simple: setup image ## boot the VM and show its serial console, one way
+start-simple: setup $(NEEDED_IMAGE) ## boot the VM and show its serial console, one way
 	@$(VENV)/bin/python control/simple_vm_launcher.py $(OPTIONS)
 
-start-enhanced: setup image ## boot the VM with console, monitor and messages
+start-enhanced: setup $(NEEDED_IMAGE) ## boot the VM with console, monitor and messages
 	@$(VENV)/bin/python control/enhanced_vm_launcher.py $(OPTIONS)
 
 attach: setup ## go back to a VM that was detached from (NAME=)

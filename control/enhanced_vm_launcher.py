@@ -28,7 +28,7 @@ from control.launch.interactive import GREETING, Conversation
 from control.launch.options import LaunchOptions
 from control.launch.render import note, render_message, wants_colour
 from control.launch.session import Outcome, run_session
-from control.launch.stdin_messages import converse_over_stdin
+from control.launch.stdin_messages import StdinConversation
 from control.launch.terminal import Terminal, open_terminal
 from control.simple_vm_launcher import ConsoleView, SimpleVMLauncher, run_launcher
 from control.units import format_size
@@ -104,6 +104,7 @@ class TwoWayView(ConsoleView):
     def __init__(self, sink: OutputSink, launcher: EnhancedVMLauncher) -> None:
         super().__init__(sink)
         self.terminal: Terminal | None = None
+        self._stdin = StdinConversation()
         self._launcher = launcher
         self._colour = wants_colour(1)
         self._at_line_start = True
@@ -137,7 +138,7 @@ class TwoWayView(ConsoleView):
     async def converse(self, vm: VM) -> Outcome | None:
         self._launcher.take_vm(vm)
         if self.terminal is None:
-            return await converse_over_stdin(vm)
+            return await self._stdin.run(vm)
         note(GREETING)
         return await Conversation(vm, self.terminal, self).run()
 

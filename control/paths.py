@@ -85,6 +85,11 @@ class InstanceFiles:
         return self.directory / "qemu.log"
 
     @property
+    def logs(self) -> tuple[Path, ...]:
+        """The files QEMU writes for as long as it runs."""
+        return (self.serial_log, self.hvc0_log, self.qemu_log)
+
+    @property
     def data_disk(self) -> Path:
         return self.directory / "disk.qcow2"
 

@@ -50,7 +50,7 @@ class UnhingedLauncher(EnhancedVMLauncher):
             HostError: A make target of the set-up failed; its own output stands on stderr, and no VM was started.
         """
         started = time.monotonic()
-        own_files = self.options.iso or self.options.kernel or self.options.boot == "disk"
+        own_files = self.options.iso or self.options.kernel or self.options.disk
         for target in SETUP_TARGETS if own_files else (*SETUP_TARGETS, IMAGE_TARGET):
             self.call_makefile(target)
         self.reach("setup", time.monotonic() - started)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Protocol
 
 from control.console.escape import ESCAPE_KEY, split_at_escape
-from control.errors import EXIT_ERROR, EXIT_OK, ConsoleError
+from control.errors import EXIT_ERROR, EXIT_OK
 from control.launch.prompt import EndOfTalk, run_command
 from control.launch.session import Outcome
 from control.launch.terminal import Terminal
@@ -41,6 +40,8 @@ class Conversation:
         self._screen = screen
         self._typed = bytearray()
         self._has_typed = asyncio.Event()
+        self._reading: asyncio.Task[bytes] | None = None
+        self._lines_ahead: list[bytes] = []
 
     async def run(self) -> Outcome:
         """Converse until the user detaches or quits, or the terminal goes away."""
@@ -53,12 +54,30 @@ class Conversation:
             self._vm.detach()
             return Outcome(EXIT_OK, f"detached; the VM runs on (make attach NAME={self._vm.name})")
         finally:
-            typist.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ConsoleError):  # a console that ends, ends the run
-                await typist
+            tasks = [typist, self._reading] if self._reading is not None else [typist]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # a console that ends, ends the run by itself
+
+    async def _read(self) -> bytes:
+        """The next keys or line; what was typed while a command ran comes first."""
+        if self._lines_ahead:
+            return self._lines_ahead.pop(0)
+        self._start_reading()
+        return await self._finish_reading()
+
+    def _start_reading(self) -> asyncio.Task[bytes]:
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._terminal.read())
+        return self._reading
+
+    async def _finish_reading(self) -> bytes:
+        data = await self._start_reading()
+        self._reading = None
+        return data
 
     async def _read_keys(self) -> Outcome:
-        while typed := await self._terminal.read():
+        while typed := await self._read():
             keys, after = split_at_escape(typed)
             await self._type(keys)
             if after is not None:
@@ -90,17 +109,34 @@ class Conversation:
         self._terminal.enter_line_mode()
         try:
             await self._screen.say("\n" + PROMPT)
-            line = pasted.replace(b"\r", b"\n") or await self._terminal.read()
+            line = pasted.replace(b"\r", b"\n") or await self._read()
             if line == bytes([ESCAPE_KEY]):
                 await self._type(line)
                 return
             while (text := line.decode("utf-8", "replace").strip()) and not _is_cancelled(line):
-                await self._screen.say(f"{await run_command(self._vm, text)}\n{PROMPT}")
-                line = await self._terminal.read()
+                await self._screen.say(f"{await self._run_unless_interrupted(text)}\n{PROMPT}")
+                line = await self._read()
         finally:
             self._terminal.enter_raw_mode()
             await self._screen.say("\r\n")
             await self._screen.release()
+
+    async def _run_unless_interrupted(self, text: str) -> str:
+        """Run a command; Ctrl-C and the escape key give up waiting for it, other lines are kept for after it."""
+        command = asyncio.create_task(run_command(self._vm, text))
+        try:
+            while not command.done():
+                await asyncio.wait((command, self._start_reading()), return_when=asyncio.FIRST_COMPLETED)
+                if command.done():
+                    break
+                line = await self._finish_reading()
+                if not line or _is_cancelled(line):
+                    return "[interrupted; what was begun in the guest may go on there]"
+                self._lines_ahead.append(line)
+            return command.result()
+        finally:
+            command.cancel()
+            await asyncio.gather(command, return_exceptions=True)
 
 
 def _is_cancelled(line: bytes) -> bool:

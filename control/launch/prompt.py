@@ -104,6 +104,8 @@ async def _exec(vm: VM, rest: str) -> str:
     result = await vm.agent.call("exec_command", {"argv": argv}, timeout_s=EXEC_TIMEOUT_S)
     text = to_plain_text((str(result.get("stdout", "")) + str(result.get("stderr", ""))).encode("utf-8", "replace"))
     ended = f"killed by signal {result['signal']}" if result.get("signal") else f"exit code {result.get('exit_code')}"
+    if result.get("truncated"):
+        ended += "; the output was longer, and is cut"
     return f"{text.rstrip()}\n[{ended}]".lstrip("\n")
 
 

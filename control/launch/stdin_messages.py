@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 
 from control.agent.lines import LineDecoder
 from control.console.tail import to_plain_text
@@ -21,22 +22,76 @@ AT_ONCE = 64
 """Messages under way at a time; the next one waits, so that a large input needs little memory."""
 
 
-async def converse_over_stdin(vm: VM) -> Outcome | None:
-    """Deliver each line of stdin that is a message; once stdin has ended and all are answered, say how it went.
+class StdinConversation:
+    """Delivers each line of stdin that is a message, and counts what came of it.
 
-    Returns:
-        The run's outcome, or None when stdin held no message at all.
+    It outlives a VM: when another one takes over (KVM gave way to TCG), what was not answered is delivered again.
     """
-    desk = _Desk(vm)
-    async with asyncio.TaskGroup() as group:
-        lines = LineDecoder()
-        while chunk := await _read_stdin():
-            for line in lines.feed(chunk):
-                await desk.take(line, group)
-        for line in lines.feed(b"\n"):
-            await desk.take(line, group)
-        desk.count_dropped(lines.dropped_lines)
-    return desk.outcome()
+
+    def __init__(self) -> None:
+        self._decoder = LineDecoder()
+        self._ended = False
+        self._waiting: deque[Message] = deque()
+        self._under_way: dict[int, Message] = {}
+        self._lines = 0
+        self._answered = 0
+        self._failed = 0
+
+    async def run(self, vm: VM) -> Outcome | None:
+        """Deliver until stdin has ended and all is answered, and say how it went; None when stdin held no line."""
+        self._waiting.extendleft(reversed(self._under_way.values()))
+        self._under_way.clear()
+        room = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            while self._waiting or not self._ended:
+                if not self._waiting:
+                    await self._read()
+                    continue
+                await room.acquire()
+                message = self._waiting.popleft()
+                self._under_way[id(message)] = message
+                group.create_task(self._deliver(vm, message, room))
+        return self._outcome()
+
+    async def _read(self) -> None:
+        """Read what stdin has, and keep the messages in it."""
+        chunk = await _read_stdin()
+        self._ended = not chunk
+        for line in self._decoder.feed(chunk or b"\n"):
+            self._take(line)
+        if self._ended and self._decoder.dropped_lines:
+            self._lines += self._decoder.dropped_lines
+            self._failed += self._decoder.dropped_lines
+            say(f"error: {self._decoder.dropped_lines} line(s) of stdin were too long to be messages")
+
+    def _take(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        self._lines += 1
+        try:
+            self._waiting.append(parse_message(line))
+        except MessageError as error:
+            self._failed += 1
+            say(f"error: line {self._lines} of stdin: {error}")
+            say(f"  | {to_plain_text(line[:120])}")
+
+    async def _deliver(self, vm: VM, message: Message, room: asyncio.Semaphore) -> None:
+        try:
+            answer = await vm.send(message.envelope, timeout_s=ANSWER_TIMEOUT_S)
+            self._answered += 1
+            self._failed += answer.type == "error"
+        except ControlError as error:
+            self._failed += 1
+            say(render_error(error, colour=False))
+        finally:
+            room.release()
+        del self._under_way[id(message)]
+
+    def _outcome(self) -> Outcome | None:
+        if not self._lines:
+            return None
+        how = f"{self._answered} of {self._lines} messages answered"
+        return Outcome(EXIT_ERROR if self._failed else EXIT_OK, how)
 
 
 async def _read_stdin() -> bytes:
@@ -48,55 +103,3 @@ async def _read_stdin() -> bytes:
         return await read_ready(0)
     except OSError:
         return b""  # a directory, or a descriptor that cannot be read
-
-
-class _Desk:
-    """Counts what came in, what was answered, and what was wrong."""
-
-    def __init__(self, vm: VM) -> None:
-        self._vm = vm
-        self._room = asyncio.Semaphore(AT_ONCE)
-        self._lines = 0
-        self._answered = 0
-        self._failed = 0
-
-    async def take(self, line: bytes, group: asyncio.TaskGroup) -> None:
-        if not line.strip():
-            return
-        self._lines += 1
-        try:
-            message = parse_message(line)
-        except MessageError as error:
-            self._refuse(line, error)
-            return
-        await self._room.acquire()
-        group.create_task(self._deliver(message))
-
-    def count_dropped(self, count: int) -> None:
-        if count:
-            self._lines += count
-            self._failed += count
-            say(f"error: {count} line(s) of stdin were too long to be messages")
-
-    def outcome(self) -> Outcome | None:
-        if not self._lines:
-            return None
-        how = f"{self._answered} of {self._lines} messages answered"
-        return Outcome(EXIT_ERROR if self._failed else EXIT_OK, how)
-
-    async def _deliver(self, message: Message) -> None:
-        try:
-            answer = await self._vm.send(message.envelope, timeout_s=ANSWER_TIMEOUT_S)
-            self._answered += 1
-            if answer.type == "error":
-                self._failed += 1
-        except ControlError as error:
-            self._failed += 1
-            say(render_error(error, colour=False))
-        finally:
-            self._room.release()
-
-    def _refuse(self, line: bytes, error: MessageError) -> None:
-        self._failed += 1
-        say(f"error: line {self._lines} of stdin: {error}")
-        say(f"  | {to_plain_text(line[:120])}")

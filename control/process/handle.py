@@ -176,7 +176,7 @@ class Keeper:
         self._child = child
 
     def release(self) -> None:
-        """Let the kept process run on without us."""
+        """Let the kept process run on without us; the keeper goes on bounding its logs, and ends with it."""
         self._finish(b"release\n")
 
     def dismiss(self) -> None:
@@ -191,7 +191,7 @@ class Keeper:
 
 
 @contextlib.contextmanager
-def start_keeper(pid_file: Path) -> Iterator[Keeper]:
+def start_keeper(pid_file: Path, logs: Sequence[Path] = ()) -> Iterator[Keeper]:
     """Start the keeper for the process that will write its number to `pid_file`.
 
     Started before that process, so that there is no moment at which it could be orphaned. On leaving, the keeper is
@@ -200,7 +200,7 @@ def start_keeper(pid_file: Path) -> Iterator[Keeper]:
     read_end, write_end = os.pipe()
     try:
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_KEEPER), str(read_end), str(pid_file)],
+            [sys.executable, "-I", "-S", str(_KEEPER), str(read_end), str(pid_file), *map(str, logs)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=(read_end,),

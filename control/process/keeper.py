@@ -1,4 +1,4 @@
-"""The keeper's own program: `keeper.py PIPE_FD PID_FILE`, started by `handle.start_keeper` (floor 2).
+"""The keeper's own program: `keeper.py PIPE_FD PID_FILE [LOG …]`, started by `handle.start_keeper` (floor 2).
 
 It waits on a pipe whose other end only the launcher holds. A word on it means that all is well and the keeper goes; the
 bare end of the pipe means that the launcher was killed, and then the process named in PID_FILE is ended, provided that
@@ -20,10 +20,11 @@ TERM_DEADLINE_S = 5.0
 
 
 def main() -> int:
-    pipe, pid_file = int(sys.argv[1]), sys.argv[2]
+    pipe, pid_file, logs = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # only the launcher's end ends us
-    if os.read(pipe, 64):
+    word = os.read(pipe, 64)
+    if word == b"ended\n":
         return 0
     pid = wait_for_pid(pid_file)
     if pid is None:
@@ -36,6 +37,10 @@ def main() -> int:
         return 0
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
+    if word:
+        if os.fork() == 0:  # the launcher waits for us before it goes, and must not wait for the VM
+            bound_logs(logs, poller)
+        return 0
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             signal.pidfd_send_signal(pidfd, number)
@@ -44,6 +49,20 @@ def main() -> int:
         if poller.poll(TERM_DEADLINE_S * 1000):
             return 0
     return 1
+
+
+def bound_logs(logs: "list[str]", poller: select.poll) -> None:
+    """Keep the logs of a VM that runs on without a launcher from filling the disk, until it ends."""
+    sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
+    from control.process import punch
+
+    punched = dict.fromkeys(logs, 0)
+    while not poller.poll(punch.CHECK_S * 1000):
+        for log in list(punched):
+            try:
+                punched[log] = punch.punch_log(log, punched[log])
+            except OSError:
+                del punched[log]  # this file system cannot do it, and there is nobody left to tell
 
 
 def wait_for_pid(pid_file: str) -> "int | None":

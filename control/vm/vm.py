@@ -262,7 +262,7 @@ class VM:
         self._farewell = self._start_task(self._wait_for_process(console, events))
         if self._judge_boot:
             self._start_task(self._watch_boot())
-        self._start_task(bound_logs((self.files.serial_log, self.files.hvc0_log, self.files.qemu_log)))
+        self._start_task(bound_logs(self.files.logs, self._listener.on_note))
         if self._agent is not None:
             self._start_task(self._agent.serve())
             self._start_task(self._announce_agent(self._agent))
@@ -576,7 +576,7 @@ async def open_vm(
         remove_stale_files(files)
         argv = build_argv(spec, files)
         write_atomically(files.argv, json.dumps(argv, indent=1).encode())
-        keeper = stack.enter_context(start_keeper(files.pid))
+        keeper = stack.enter_context(start_keeper(files.pid, files.logs))
         process = stack.enter_context(start_process(argv, output=files.qemu_log, cwd=files.directory))
         record = Record(
             name=spec.name,
