@@ -108,7 +108,6 @@ class TwoWayView(ConsoleView):
         self._launcher = launcher
         self._colour = wants_colour(1)
         self._at_line_start = True
-        self._empty_line = b""
         self._held: bytearray | None = None
         self._not_shown = 0
 
@@ -120,17 +119,11 @@ class TwoWayView(ConsoleView):
         """Show nothing here: the same bytes come as text and messages."""
 
     async def on_text(self, text: bytes) -> None:
-        if self._at_line_start and not self._empty_line and text in (b"\n", b"\r\n"):
-            # The guest ends whatever line may stand before a message; where none did, that is an empty line.
-            self._empty_line = text
-            return
-        await self._show(self._empty_line + text)
-        self._empty_line = b""
+        await self._show(text)
 
     async def on_message(self, message: Message, carrier: Carrier) -> None:
         if message.type == "heartbeat":
             return  # alive is what is expected; the journal has them all
-        self._empty_line = b""
         line_end = b"\r\n" if self.terminal else b"\n"
         line = render_message(message, colour=self._colour).encode("utf-8", "replace") + line_end
         await self._show(line if self._at_line_start else line_end + line)

@@ -29,7 +29,12 @@ def render_message(message: Message, *, colour: bool) -> str:
 
 
 def _render_details(message: Message) -> str:
-    shown = "".join(f" {key}={json.dumps(value, ensure_ascii=False)}" for key, value in message.details.items())
+    words = message.text.split()
+    shown = "".join(
+        f" {key}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in message.details.items()
+        if value not in words  # what the text has said already
+    )
     plain = _one_line(shown)
     return plain if len(plain) <= DETAILS_LIMIT else f"{plain[:DETAILS_LIMIT]}… ({len(plain)} characters)"
 

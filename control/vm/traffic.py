@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ HELD_LINE_S = 0.5
 """How long the beginning of a possible message is held back before it is shown as the text it may well be."""
 
 REMEMBERED_IDS = 4096
+_EMPTY_LINE_AT_END = re.compile(rb"(?:(?<=\n)|\A)(?:\r\n?|\n)\Z")
 
 
 @dataclass
@@ -46,6 +48,8 @@ class Traffic:
         self._in_order = asyncio.Lock()
         self._release: asyncio.TimerHandle | None = None
         self._releasing: set[asyncio.Task[None]] = set()
+        self._at_line_start = True
+        self._empty_line = b""
         self._seen: dict[str, None] = {}
         self._answers: dict[str, asyncio.Future[Message]] = {}
 
@@ -59,7 +63,7 @@ class Traffic:
                 if isinstance(piece, Candidate):
                     await self._take_candidate(piece.data)
                 else:
-                    await self._listener.on_text(piece.data)
+                    await self._pass_on(piece.data)
             self._journal.flush()
         if self._scanner.holds_back:
             self._release = asyncio.get_running_loop().call_later(HELD_LINE_S, self._start_release)
@@ -74,8 +78,7 @@ class Traffic:
         if self._release is not None:
             self._release.cancel()
         async with self._in_order:
-            if held := self._scanner.release():
-                await self._listener.on_text(held)
+            await self._pass_on(self._scanner.release(), to_the_end=True)
 
     async def take_agent(self, params: object) -> None:
         """Take the parameters of a `message` notification."""
@@ -141,8 +144,24 @@ class Traffic:
             self.counters.not_messages += 1
         else:
             if await self._take_message(message, "console"):
+                self._empty_line = b""
                 return
-        await self._listener.on_text(line)
+        await self._pass_on(line)
+
+    async def _pass_on(self, text: bytes, *, to_the_end: bool = False) -> None:
+        """Hand text to the listener; an empty line at its end waits for what comes next.
+
+        The guest begins a message with a line feed, to end whatever line may stand there. Where none does, that is an
+        empty line, which belongs to the message and goes with it.
+        """
+        text = self._empty_line + text
+        self._empty_line = b""
+        if not to_the_end and (match := _EMPTY_LINE_AT_END.search(text)) and (match.start() or self._at_line_start):
+            self._empty_line = match[0]
+            text = text[: match.start()]
+        if text:
+            self._at_line_start = text.endswith(b"\n")
+            await self._listener.on_text(text)
 
     async def _take_message(self, message: Message, carrier: Carrier) -> bool:
         """Note, pass on and answer a message of the guest; False when it claims to come from the host."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pexpect
 import pyte
 
-COLUMNS, ROWS = 104, 40
+COLUMNS, ROWS = 104, 90
 CELL_WIDTH, LINE_HEIGHT, MARGIN = 8.4, 18, 14
 STEP_TIMEOUT_S = 120
 COLOURS = {"default": "#d8dee9", "cyan": "#88c0d0", "red": "#e06c75", "green": "#a3be8c", "brown": "#ebcb8b"}
@@ -31,7 +31,11 @@ def record_session(stream: pyte.Stream) -> None:
     """Do what a newcomer would do, and feed the screen with all that the terminal shows."""
     environment = {**os.environ, "TERM": "xterm-256color"}
     child = pexpect.spawn(
-        "make", ["start", "NAME=demo"], dimensions=(ROWS, COLUMNS), env=environment, timeout=STEP_TIMEOUT_S,
+        "make",
+        ["start", "NAME=demo"],
+        dimensions=(ROWS, COLUMNS),
+        env=environment,
+        timeout=STEP_TIMEOUT_S,
         encoding="utf-8",
     )
     child.logfile_read = _Feeder(stream)
@@ -46,6 +50,7 @@ def record_session(stream: pyte.Stream) -> None:
         child.expect(PROMPT)
         child.sendline(line)
     child.expect(PROMPT)
+    child.logfile_read = None  # the picture ends here: what follows would push the boot out of it
     child.sendline("quit")
     child.expect(pexpect.EOF)
 
@@ -65,13 +70,14 @@ class _Feeder:
 
 def draw(screen: pyte.Screen) -> str:
     """Turn the screen into SVG: one text element for each run of equal colour."""
-    width, height = round(COLUMNS * CELL_WIDTH + 2 * MARGIN), ROWS * LINE_HEIGHT + 2 * MARGIN
+    rows = max(row for row in range(ROWS) if screen.display[row].strip()) + 1
+    width, height = round(COLUMNS * CELL_WIDTH + 2 * MARGIN), rows * LINE_HEIGHT + 2 * MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-size="14" '
         'font-family="ui-monospace, SFMono-Regular, Menlo, DejaVu Sans Mono, monospace">',
         f'<rect width="{width}" height="{height}" rx="8" fill="#20242c"/>',
     ]
-    for row in range(ROWS):
+    for row in range(rows):
         parts += _draw_row(screen, row)
     return "\n".join([*parts, "</svg>", ""])
 

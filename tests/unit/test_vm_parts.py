@@ -537,3 +537,15 @@ def test_every_error_has_an_exit_code_and_a_bounded_sentence() -> None:
             yield from walk(below)
 
     assert all(0 < kind.exit_code < 256 for kind in walk(ControlError))
+
+
+@pytest.mark.parametrize("cut", range(1, 160, 3))
+async def test_the_empty_line_before_a_message_goes_with_it_and_others_stay(
+    cut: int, traffic: Traffic, ear: Ear
+) -> None:
+    data = b"one\r\n\r\n" + encode_message(message(1)) + b"two\r\n\r\nlogin: \r\n" + encode_message(message(2))
+    await traffic.take_console(data[:cut])
+    await traffic.take_console(data[cut:])
+    await traffic.end_console()
+    assert ear.text == b"one\r\ntwo\r\n\r\nlogin: \r\n"
+    assert ear.messages == [1, 2]
