@@ -45,7 +45,7 @@ class Journal:
     def _rotate(self) -> None:
         with self._naming_errors():
             self._file.close()
-            self._path.replace(self._path.with_name(self._path.name + ".1"))
+            self._path.replace(_rotated(self._path))
             self._file = self._path.open("ab")
         self._size = 0
 
@@ -59,11 +59,16 @@ class Journal:
             ) from error
 
 
+def _rotated(path: Path) -> Path:
+    return path.with_name(path.name + ".1")
+
+
 @contextlib.contextmanager
 def open_journal(path: Path, *, fresh: bool) -> Iterator[Journal]:
     """Open the journal at `path` for the body, and close it after; a `fresh` one begins empty."""
     if fresh:
         path.unlink(missing_ok=True)
+        _rotated(path).unlink(missing_ok=True)
     journal = Journal(path)
     try:
         yield journal

@@ -50,7 +50,7 @@ EXPLANATIONS = (
     Explanation(
         re.compile(r"is not a valid device model name|machine type|invalid option|unrecognized|unknown option", re.I),
         "this QEMU does not know an option it was given",
-        "is it older than 7.2, or is it a word from ARGS=?",
+        "is it a word from ARGS=?",
     ),
     Explanation(
         re.compile(r"Permission denied"),
