@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -104,6 +105,25 @@ async def test_every_byte_of_the_console_is_heard_and_kept(spec: VMSpec, files: 
                 await asyncio.sleep(0.01)
         assert (await ending_of(vm)).error.code == "no-bootable-device"
     assert files.serial_log.read_bytes() == ear.console
+
+
+async def test_a_qemu_that_somebody_else_ends_has_died(spec: VMSpec, files: InstanceFiles) -> None:
+    async with open_vm(spec, files, Ear(), for_person=True) as vm:
+        await vm.resume()
+        os.kill(vm.process.pid, signal.SIGTERM)
+        error = (await ending_of(vm)).error
+        assert isinstance(error, LaunchError)
+        assert "signal" in str(error)
+
+
+async def test_a_vm_whose_directory_is_gone_comes_down_all_the_same(spec: VMSpec, files: InstanceFiles) -> None:
+    ear = Ear()
+    async with open_vm(spec, files, ear, for_person=True) as vm:
+        await vm.resume()
+        pid = vm.process.pid
+        shutil.rmtree(files.directory)
+    assert not Path(f"/proc/{pid}").exists()
+    assert any("state.json" in note for note in ear.notes)
 
 
 async def test_a_vm_that_was_left_running_is_taken_over(spec: VMSpec, files: InstanceFiles) -> None:

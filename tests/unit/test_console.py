@@ -372,3 +372,23 @@ async def test_typing_at_a_dead_console_is_an_error() -> None:
     with pytest.raises(ConsoleError):
         await channel.write(b"x")
     channel.close()
+
+
+async def test_two_writers_of_one_full_pipe_both_finish_and_do_not_mix() -> None:
+    """An event loop takes one writer for a descriptor: the first of two that wait must not be forgotten."""
+    read_end, write_end = os.pipe()
+    reader = SlowReader(read_end)
+    reader.start()
+    first, second = b"a" * len(DATA), b"b" * len(DATA)
+    try:
+        with open_output_sink(write_end) as sink:
+            work = asyncio.gather(sink.write(first), sink.write(second))
+            await asyncio.sleep(0.01)
+            assert not work.done()
+            reader.leave.set()
+            await asyncio.wait_for(work, 30)
+    finally:
+        reader.leave.set()
+        os.close(write_end)
+        reader.join(30)
+    assert bytes(reader.data) == first + second
