@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from control.errors import ControlError
+from control.errors import EXIT_INTERRUPTED, ControlError
 from control.launch.render import render_error
 from control.paths import BUILD, ROOT
 from tests.bench.figures import Figure
@@ -52,6 +52,9 @@ def main(arguments: list[str]) -> int:
     except ControlError as error:
         _say(render_error(error, colour=False))
         return error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return EXIT_INTERRUPTED
     finally:
         shutil.rmtree(directory)
     machine["load_after"] = read_load()
