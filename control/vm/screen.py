@@ -12,6 +12,12 @@ TEXT_MEMORY = 0xB8000
 TEXT_COLUMNS, TEXT_ROWS = 80, 25
 """Where a VGA card in colour text mode keeps its characters: two bytes each, character and attribute."""
 
+TEXT_MEMORY_BYTES = 32 * 1024
+CRTC_INDEX, CRTC_DATA = 0x3D4, 0x3D5
+CRTC_START_HIGH, CRTC_START_LOW = 0x0C, 0x0D
+"""Registers that say, in characters, where in that memory the screen begins: Linux scrolls by moving it
+(IBM VGA, "Start Address"; Linux, drivers/video/console/vgacon.c, vga_set_mem_top)."""
+
 
 async def save_screenshot(monitor: Monitor, path: Path) -> None:
     """Write the guest's screen to `path` as PNG, or as PPM for a name that ends in `.ppm`.
@@ -31,7 +37,10 @@ async def read_text_screen(monitor: Monitor, files: InstanceFiles) -> tuple[str,
     dump = files.directory / ".text-screen"
     size = TEXT_COLUMNS * TEXT_ROWS * 2
     try:
-        await monitor.execute("pmemsave", {"val": TEXT_MEMORY, "size": size, "filename": str(dump.absolute())})
+        begin = 2 * await _read_screen_start(monitor)
+        if begin + size > TEXT_MEMORY_BYTES:
+            begin = 0
+        await monitor.execute("pmemsave", {"val": TEXT_MEMORY + begin, "size": size, "filename": str(dump.absolute())})
         cells = dump.read_bytes()
     except (MonitorError, WaitTimeout, OSError):
         return ()  # evidence is welcome, not owed: the error it was meant for is reported without it
@@ -40,3 +49,16 @@ async def read_text_screen(monitor: Monitor, files: InstanceFiles) -> tuple[str,
     rows = (cells[row * TEXT_COLUMNS * 2 : (row + 1) * TEXT_COLUMNS * 2 : 2] for row in range(TEXT_ROWS))
     lines = [row.replace(b"\0", b" ").decode("cp437").rstrip() for row in rows]
     return tuple(line for line in lines if line and line.isprintable())
+
+
+async def _read_screen_start(monitor: Monitor) -> int:
+    """Where the screen begins in the text memory, in characters; 0 when the card does not say."""
+    values = []
+    for register in (CRTC_START_HIGH, CRTC_START_LOW):
+        await monitor.human(f"o /b {CRTC_INDEX:#x} {register:#x}")
+        words = (await monitor.human(f"i /b {CRTC_DATA:#x}")).split()  # as "portb[0x03d5] = 0x07"
+        try:
+            values.append(int(words[-1], 16))
+        except (IndexError, ValueError):
+            return 0
+    return values[0] << 8 | values[1]
