@@ -14,6 +14,8 @@ from control.monitor import Monitor
 from control.process.handle import ProcessHandle
 
 AGENT_WAIT_S = 10.0
+AGENT_GRACE_S = 0.5
+PRESS_AGAIN_S = 1.0
 POWERDOWN_WAIT_S = 5.0
 """A guest without ACPI support never answers the power button; one with it takes a second or two, also under TCG."""
 
@@ -50,7 +52,7 @@ async def shut_down(
         hurry: Once it is set, the guest is not waited for any longer.
     """
     if gently:
-        for rung in _asking_rungs(monitor, agent):
+        for rung in await _asking_rungs(monitor, agent):
             if not hurry.is_set() and await _try_rung(process, rung, hurry):
                 return rung.name
     for rung in _ending_rungs(process, monitor):
@@ -60,13 +62,30 @@ async def shut_down(
     return "SIGKILL"
 
 
-def _asking_rungs(monitor: Monitor | None, agent: AgentClient | None) -> list[Rung]:
+async def _asking_rungs(monitor: Monitor | None, agent: AgentClient | None) -> list[Rung]:
     rungs: list[Rung] = []
-    if agent is not None and agent.ready.is_set():
+    if agent is not None and await _is_there(agent):
         rungs.append(Rung("agent", lambda: agent.call("shutdown", timeout_s=AGENT_WAIT_S), AGENT_WAIT_S))
     if monitor is not None:
-        rungs.append(Rung("power button", lambda: monitor.execute("system_powerdown"), POWERDOWN_WAIT_S))
+        rungs.append(Rung("power button", lambda: _press_power_button(monitor), POWERDOWN_WAIT_S))
     return rungs
+
+
+async def _is_there(agent: AgentClient) -> bool:
+    """Whether an agent answers; one that has just said on the console that it is ready is about to."""
+    try:
+        async with asyncio.timeout(AGENT_GRACE_S):
+            await agent.ready.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _press_power_button(monitor: Monitor) -> None:
+    """Press it again and again: a guest that is still booting takes notice only once something listens for it."""
+    while True:
+        await monitor.execute("system_powerdown")
+        await asyncio.sleep(PRESS_AGAIN_S)
 
 
 def _ending_rungs(process: ProcessHandle, monitor: Monitor | None) -> list[Rung]:

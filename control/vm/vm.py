@@ -507,9 +507,15 @@ class VM:
             await self.stop()
         finally:
             self.process.send_signal(signal.SIGKILL)  # nothing is left to kill, unless stopping it went wrong
-            await self.process.wait()
-        if self._farewell is not None:
-            await asyncio.wait((self._farewell,), timeout=LAST_WORDS_S + 1)
+            try:
+                await self.process.wait()
+                if self._farewell is not None:
+                    await asyncio.wait((self._farewell,), timeout=LAST_WORDS_S + 1)
+            finally:
+                self._clear_up()
+
+    def _clear_up(self) -> None:
+        """Record the end, tell what there is to tell, and remove what only a running QEMU needs."""
         self._report_useless()
         failed = self.ended.done() and self.ended.result().error is not None
         self._enter_final(State.FAILED if failed else State.STOPPED)

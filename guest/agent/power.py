@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _FLUSH_S = 2.0
 _COMMAND_S = 60.0
+_REPEAT_S = 1.0
+_REPEATS = 10
 
 
 class PowerError(Exception):
@@ -37,7 +39,7 @@ def prepare(agent: "Agent", action: str) -> "Callable[[], None]":
         def run() -> None:
             if not started:
                 started.append(True)
-                _run(agent, action, argv)
+                _run(agent, action, argv, _REPEATS)
 
         agent.when_flushed(run)
         agent.loop.later(_FLUSH_S, run)
@@ -52,9 +54,14 @@ def _find_command(action: str) -> "list[str] | None":
     return [action]
 
 
-def _run(agent: "Agent", action: str, argv: "list[str]") -> None:
+def _run(agent: "Agent", action: str, argv: "list[str]", repeats: int) -> None:
     def done(result: "process.Result") -> None:
-        if result.exit_code != 0:
+        if result.exit_code == 0:
+            # The first process hears of it by a signal, which is lost while it is not yet the init it will become. An
+            # init that has heard ends us before we could repeat ourselves, or takes no notice.
+            if repeats:
+                agent.loop.later(_REPEAT_S, lambda: _run(agent, action, argv, repeats - 1))
+        else:
             text = result.stderr.decode("utf-8", "replace").strip()[:200]
             agent.report("failed", "%s failed: %s" % (action, text or "no reason given"))
 
