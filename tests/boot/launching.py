@@ -23,6 +23,7 @@ from typing import IO, Any
 from control.paths import InstanceFiles, find_instance_files, runtime_directory
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+MAKE = ("make", "--no-print-directory", "-C", str(ROOT))
 LAUNCHERS = ("simple_vm", "enhanced_vm", "unhinged")
 
 BOOT_S = 60.0

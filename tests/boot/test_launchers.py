@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import pty
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -18,9 +17,9 @@ from tests.boot.launching import (
     BOOT_S,
     END_S,
     LAUNCHERS,
+    MAKE,
     ROOT,
     Launch,
-    find_processes_below,
     launcher_argv,
     open_launch,
     run_launcher,
@@ -28,7 +27,6 @@ from tests.boot.launching import (
     wait_until_gone,
 )
 
-MAKE = ("make", "--no-print-directory", "-C", str(ROOT))
 UNTIL_READY = ("--until", "agent ready", "--timeout", "90")
 
 
@@ -158,17 +156,6 @@ def test_a_reader_that_goes_away_ends_the_vm(workdir: Path) -> None:
         assert launch.wait(BOOT_S + END_S) == 1
         assert b"has gone" in launch.stderr and b"Traceback" not in launch.stderr
     wait_until_gone(workdir, 2.0)
-
-
-@pytest.fixture
-def checkout_instance() -> Iterator[str]:
-    """The name of an instance of the checkout itself, for what goes through make; removed afterwards."""
-    name = f"boot-test-{os.getpid()}"
-    directory = ROOT / ".unhinged" / f"vm.{name}"
-    yield name
-    left = find_processes_below(directory)
-    shutil.rmtree(directory, ignore_errors=True)
-    assert not left, left
 
 
 @pytest.mark.parametrize(

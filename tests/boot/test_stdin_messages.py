@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.boot.launching import BOOT_S, Launch, ask_monitor, open_launch, wait_until_gone
+from tests.boot.launching import BOOT_S, MAKE, Launch, ask_monitor, open_launch, wait_until_gone
 
 DIAGNOSTICS_LINE = (
     b'{"timestamp":"2026-01-01T00:00:00Z","direction":"host-to-vm","type":"command",'
@@ -52,11 +52,9 @@ def test_the_diagnostics_line_is_answered_and_the_vm_shut_down(workdir: Path) ->
     assert b"Power down" in launch.files.serial_log.read_bytes(), "the guest was asked to go, not cut off"
 
 
-def test_through_make_the_same(workdir: Path) -> None:
+def test_through_make_the_same(checkout_instance: str, workdir: Path) -> None:
     """The command of issue 2, word for word but for the instance's name."""
-    from tests.boot.test_launchers import MAKE
-
-    argv = [*MAKE, "start-enhanced", "TIMEOUT=60", "ACCEL=tcg", f"NAME={workdir.name}"]
+    argv = [*MAKE, "start-enhanced", "TIMEOUT=60", "ACCEL=tcg", f"NAME={checkout_instance}"]
     with open_launch("make", cwd=workdir, argv=argv, stdin=subprocess.PIPE) as launch:
         launch.write(DIAGNOSTICS_LINE + b"\n")
         launch.end_input()
