@@ -21,6 +21,8 @@ HELD_LINE_S = 0.5
 """How long the beginning of a possible message is held back before it is shown as the text it may well be."""
 
 REMEMBERED_IDS = 4096
+# ECMA-48: device status report (busybox's shell asks where the cursor is at each prompt) and device attributes; ENQ.
+_QUESTIONS = re.compile(rb"\x1b\[[?>=]?[0-9;]*[nc]|\x05")
 _EMPTY_LINE_AT_END = re.compile(rb"(?:(?<=\n)|\A)(?:\r\n?|\n)\Z")
 
 
@@ -103,9 +105,12 @@ class Traffic:
             self._journal.flush()
 
     async def show_history(self, history: bytes) -> None:
-        """Show console bytes of the past, messages as messages; nothing is noted or answered again."""
+        """Show console bytes of the past, messages as messages; nothing is noted or answered again.
+
+        Questions to the terminal are left out: it would answer them now, and its answer would be typed into the guest.
+        """
         scanner = MessageScanner()
-        for piece in scanner.feed(history):
+        for piece in scanner.feed(_QUESTIONS.sub(b"", history)):
             message = _read_guest_message(piece.data) if isinstance(piece, Candidate) else None
             if message is not None:
                 await self._listener.on_message(message, "console")

@@ -549,3 +549,8 @@ async def test_the_empty_line_before_a_message_goes_with_it_and_others_stay(
     await traffic.end_console()
     assert ear.text == b"one\r\ntwo\r\n\r\nlogin: \r\n"
     assert ear.messages == [1, 2]
+
+
+async def test_history_asks_the_terminal_nothing(traffic: Traffic, ear: Ear) -> None:
+    await traffic.show_history(b"# \x1b[6nls\r\n\x1b[c\x1b[31mred\x05\r\n")
+    assert ear.text == b"# ls\r\n\x1b[31mred\r\n"
