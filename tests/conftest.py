@@ -53,6 +53,15 @@ def _find_ovmf() -> bool:
     return Path("/usr/share/OVMF/OVMF_CODE_4M.fd").exists()
 
 
+def _find_installer() -> bool:
+    return Path("/usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64/linux").exists()
+
+
+def _find_isolinux() -> bool:
+    files = (Path("/usr/lib/ISOLINUX/isolinux.bin"), Path("/usr/lib/syslinux/modules/bios/ldlinux.c32"))
+    return all(file.exists() for file in files) and shutil.which("xorriso") is not None
+
+
 @functools.cache
 def _find_kvm() -> bool:
     """Whether guest code runs under KVM here; a device that opens proves nothing."""
@@ -69,6 +78,8 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "qemu": (_find_qemu, "QEMU is not installed: make deps-install-essential"),
     "image": (_find_image, "the built-in guest image is not built: make image"),
     "ovmf": (_find_ovmf, "the UEFI firmware is not installed: make deps-install-test"),
+    "installer": (_find_installer, "the Debian installer is not installed: make deps-install-test"),
+    "isolinux": (_find_isolinux, "isolinux or xorriso is not installed: make deps-install-test"),
     "kvm": (_find_kvm, "KVM does not run guest code here: make doctor says why"),
 }
 NEEDS_OF_TIER = {"qemu": ("qemu",), "boot": ("qemu", "image"), "kvm": ("qemu", "kvm")}
@@ -89,7 +100,7 @@ def _require(config: pytest.Config, name: str) -> None:
 
 @pytest.fixture
 def need(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Call it with `qemu`, `image`, `ovmf` or `kvm`: the test is skipped, with the cure, when that is missing."""
+    """Call it with a name from `NEEDS`: the test is skipped, with the cure, when that is missing."""
     return lambda name: _require(request.config, name)
 
 

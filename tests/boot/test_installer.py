@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,8 @@ FIRST_QUESTION = r"Choose the language to be used for the installation process"
 
 
 @pytest.fixture
-def installer() -> Path:
-    if not (INSTALLER / "linux").exists():
-        pytest.skip("the Debian installer is not installed: make deps-install-test")
+def installer(need: Callable[[str], None]) -> Path:
+    need("installer")
     return INSTALLER
 
 
@@ -45,9 +45,8 @@ def test_started_directly(launcher: str, installer: Path, workdir: Path) -> None
         see_first_question(launch, workdir)
 
 
-def test_started_from_an_iso(installer: Path, workdir: Path) -> None:
-    if not (ISOLINUX.exists() and LDLINUX.exists() and shutil.which("xorriso")):
-        pytest.skip("isolinux or xorriso is not installed: make deps-install-test")
+def test_started_from_an_iso(installer: Path, need: Callable[[str], None], workdir: Path) -> None:
+    need("isolinux")
     iso = make_iso(installer, workdir)
     options = ("--iso", str(iso), "--until", FIRST_QUESTION, "--timeout", "240")
     with open_launch("simple_vm", *options, cwd=workdir) as launch:
