@@ -23,6 +23,9 @@ LINGER_S = 1.0
 _READ_BYTES = 65536
 _READS_PER_TURN = 8
 _REAP_INTERVAL_S = 0.02
+# A program expects its signals as the kernel gives them: Python ignores some for itself, and whoever started the agent
+# may have ignored others. SIGKILL and SIGSTOP cannot be set; 32 and 33 belong to the C library. Source: signal(7).
+_SIGNALS = [number for number in range(1, _signal.NSIG) if number not in (9, 19, 32, 33)]
 
 
 class Result:
@@ -251,14 +254,12 @@ class Process:
 
 
 def _posix_spawn(program: str, argv: "list[str]", environment: "dict[str, str]", actions: "list[Any]") -> int:
-    # Python ignores SIGPIPE and SIGXFSZ for itself; a program expects them as the kernel gives them.
-    defaults = [_signal.SIGPIPE, _signal.SIGXFSZ]
     try:
         return os.posix_spawn(
-            program, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=defaults
+            program, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_SIGNALS
         )
     except NotImplementedError:
         # A C library without POSIX_SPAWN_SETSID: a process group of its own is all that killing needs.
         return os.posix_spawn(
-            program, argv, environment, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=defaults
+            program, argv, environment, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=_SIGNALS
         )
