@@ -9,11 +9,10 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-VENV_PYTHON = ROOT / ".venv" / "bin" / "python"
-OLDEST_PYTHON = (3, 11)
+from control.host import PYTHON_MINIMUM
+from control.paths import ROOT, VENV_PYTHON
+
 _SET_UP = "UNHINGED_SET_UP"
 
 
@@ -45,7 +44,7 @@ def _give_up(sentence: str, cure: str) -> None:
 
 
 def _has_dependencies() -> bool:
-    if sys.version_info < OLDEST_PYTHON:
+    if sys.version_info < PYTHON_MINIMUM:
         return False
     try:
         return all(importlib.util.find_spec(name) is not None for name in ("qemu.qmp", "jsonschema_rs", "asyncinotify"))

@@ -42,7 +42,7 @@ async def prepare(options: LaunchOptions, files: InstanceFiles, *, with_agent: b
     """Turn `options` into a specification for the instance at `files`.
 
     Raises:
-        ConfigError, ImageError: What the user named is not possible; nothing was changed.
+        ConfigError, ImageError: What the user named is not possible; nothing was made.
         HostError: QEMU is missing or too old, KVM was asked for and does not work, or the host has no room.
     """
     _check_memory(options.memory_bytes)

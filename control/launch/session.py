@@ -30,6 +30,7 @@ from control.process.run import run
 from control.units import format_duration
 from control.vm.instance import claim_instance, find_running, lock_instance, read_record
 from control.vm.listener import Carrier, Listener
+from control.vm.qemu_words import KVM_BROKEN, explain_words
 from control.vm.vm import VM, adopt_vm, open_vm
 from control.wire import Message
 
@@ -139,7 +140,7 @@ def _died_of_kvm(prepared: Prepared, options: LaunchOptions, outcome: Outcome) -
         return False
     error = outcome.error
     if isinstance(error, LaunchError):
-        return any("kvm" in line.lower() or "MSR" in line for line in error.output_tail)
+        return explain_words(error.output_tail) is KVM_BROKEN
     return isinstance(error, BootError) and error.code == "accelerator-dead"
 
 

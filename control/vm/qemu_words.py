@@ -15,6 +15,16 @@ class Explanation:
     hint: str
 
 
+KVM_BROKEN = Explanation(
+    re.compile(
+        r"failed to set MSR|KVM internal error|kvm run failed|Could not access KVM|failed to initialize kvm"
+        r"|ioctl\(KVM_|kvm_\w+: Assertion",
+        re.I,
+    ),
+    "KVM does not work here",
+    "use software emulation: ACCEL=tcg (or ACCEL=auto, which finds that out by itself)",
+)
+
 EXPLANATIONS = (
     Explanation(
         re.compile(r'Failed to get (?:shared )?"\w+(?: \w+)*" lock'),
@@ -26,13 +36,7 @@ EXPLANATIONS = (
         "this host cannot give the guest that much memory",
         "ask for less: MEMORY=512M; make doctor shows what is free",
     ),
-    Explanation(
-        re.compile(
-            r"failed to set MSR|KVM internal error|kvm run failed|Could not access KVM|failed to initialize kvm", re.I
-        ),
-        "KVM does not work here",
-        "use software emulation: ACCEL=tcg (or ACCEL=auto, which finds that out by itself)",
-    ),
+    KVM_BROKEN,
     Explanation(
         re.compile(r"Image is not in (\w+) format|could not read .* header|Could not open '[^']*': .*format", re.I),
         "a disk image is damaged, or not of the format it was taken for",
