@@ -67,7 +67,7 @@ class QemuGA:
     def execute(self, command: str, **arguments: Any) -> Any:
         """Call one command and return its result; `ValueError` when it failed."""
         self._connection.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
-        parts = []
+        parts: list[bytes] = []
         while not parts or not parts[-1].endswith(b"\n"):  # it speaks only when asked, so the end of a line is the end
             parts.append(self._connection.recv(1024 * 1024))
             if not parts[-1]:
