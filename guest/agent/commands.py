@@ -5,7 +5,7 @@ A command is answered exactly once, through the `reply` of its carrier: by `VERB
 
 import os
 
-from . import PROTOCOL, VERSION, config, message, power, services, system
+from . import PROTOCOL, VERSION, config, message, mounts, power, services, system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _diagnostics(command: Command) -> None:
                     "swap_total_bytes": memory["SwapTotal"],
                     "swap_free_bytes": memory["SwapFree"],
                 },
-                "disks": system.list_disks(),
+                "disks": mounts.list_disks(),
                 "display": _find_display(),
                 "services": states,
                 "carriers": agent.list_carriers(),

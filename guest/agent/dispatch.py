@@ -42,6 +42,17 @@ HANDLERS = {
     "reboot": "power",
     "message": "message",
     "share_changed": "message",
+    "get_network_info": "system",
+    "get_disk_usage": "system",
+    "get_time": "machine",
+    "set_time": "machine",
+    "set_hostname": "machine",
+    "cpu_list": "machine",
+    "cpu_set_online": "machine",
+    "memory_list": "machine",
+    "memory_set_online": "machine",
+    "process_list": "processes",
+    "process_signal": "processes",
 }
 
 

@@ -2,7 +2,7 @@
 
 import os
 
-from . import process
+from . import process, system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def prepare(agent: "Agent", action: str) -> "Callable[[], None]":
 
 
 def _find_command(action: str) -> "list[str] | None":
-    # Source: sd_booted(3): the directory exists exactly when systemd is process 1.
-    if os.path.isdir("/run/systemd/system"):
+    if system.has_systemd():
         return ["systemctl", "--no-block", action]
     return [action]
 

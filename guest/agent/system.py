@@ -2,10 +2,6 @@
 
 import os
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 
 def read_text(path: str, limit: int = 65536) -> str:
     """The beginning of a file as text, empty when it cannot be read."""
@@ -28,17 +24,42 @@ def read_architecture() -> str:
     return os.uname().machine
 
 
-def read_os_name() -> str:
-    """The name the distribution gives itself. Source: os-release(5)."""
+def read_os_release() -> "dict[str, str]":
+    """What the distribution says about itself. Source: os-release(5)."""
+    values = {}
     for line in (read_text("/etc/os-release") or read_text("/usr/lib/os-release")).splitlines():
-        key, _, value = line.partition("=")
-        if key == "PRETTY_NAME":
-            return value.strip().strip("\"'")[:256]
-    return os.uname().sysname
+        key, equals, value = line.partition("=")
+        if equals and not key.startswith("#"):
+            values[key.strip()] = value.strip().strip("\"'")[:256]
+    return values
+
+
+def read_os_name() -> str:
+    """The name the distribution gives itself."""
+    return read_os_release().get("PRETTY_NAME") or os.uname().sysname
 
 
 def count_cpus() -> int:
     return os.cpu_count() or 1
+
+
+def read_cpu_model() -> str:
+    """The name of the first processor, empty where the kernel gives none. Source: proc_cpuinfo(5)."""
+    for line in read_text("/proc/cpuinfo", 8192).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Hardware", "cpu model"):
+            return value.strip()[:256]
+    return ""
+
+
+def read_init() -> str:
+    """The name of the first process: `systemd`, `init` and so on."""
+    return read_text("/proc/1/comm", 64).strip()
+
+
+def has_systemd() -> bool:
+    """Whether systemd is the first process. Source: sd_booted(3)."""
+    return os.path.isdir("/run/systemd/system")
 
 
 def read_memory() -> "dict[str, int]":
@@ -46,8 +67,9 @@ def read_memory() -> "dict[str, int]":
     memory = {"MemTotal": 0, "MemAvailable": 0, "MemFree": 0, "SwapTotal": 0, "SwapFree": 0}
     for line in read_text("/proc/meminfo").splitlines():
         name, _, rest = line.partition(":")
-        if name in memory:
-            memory[name] = int(rest.split()[0]) * 1024
+        number = rest.split(None, 1)[0] if rest else ""
+        if name in memory and number.isdigit():
+            memory[name] = int(number) * 1024
     return memory
 
 
@@ -63,28 +85,3 @@ def read_own_memory() -> int:
     """How much memory the agent has resident. Source: proc_pid_statm(5), second field, in pages."""
     fields = read_text("/proc/self/statm", 256).split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
-
-
-def list_disks() -> "list[dict[str, Any]]":
-    """The mounted file systems that have a size, at most 32. A share is left out: asking the host takes time."""
-    disks = []
-    for line in read_text("/proc/self/mounts").splitlines():
-        fields = line.split(" ")
-        if len(fields) < 3 or fields[2] in ("9p", "nfs", "nfs4", "cifs", "autofs") or fields[2].startswith("fuse"):
-            continue
-        # Source: proc_pid_mounts(5): space, tab, line feed and backslash are octal escapes.
-        path = fields[1].encode("latin-1", "replace").decode("unicode_escape") if "\\" in fields[1] else fields[1]
-        try:
-            sizes = os.statvfs(path)
-        except OSError:
-            continue  # not ours to see
-        if sizes.f_blocks:
-            disks.append(
-                {
-                    "path": path[:4096],
-                    "type": fields[2][:64],
-                    "total_bytes": sizes.f_blocks * sizes.f_frsize,
-                    "available_bytes": sizes.f_bavail * sizes.f_frsize,
-                }
-            )
-    return disks[:32]
