@@ -161,7 +161,9 @@ class Traffic:
         """
         text = self._empty_line + text
         self._empty_line = b""
-        if not to_the_end and (match := _EMPTY_LINE_AT_END.search(text)) and (match.start() or self._at_line_start):
+        # Only the last two bytes can be one: to search all of a burst for it costs more than everything else here.
+        match = None if to_the_end else _EMPTY_LINE_AT_END.search(text, max(0, len(text) - 2))
+        if match and (match.start() or self._at_line_start):
             self._empty_line = match[0]
             text = text[: match.start()]
         if text:
