@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .jobs import Job
     from .main import Agent
 
 PARSE_ERROR = -32700
@@ -36,12 +37,11 @@ _MAX_SAFE_INTEGER = 2**53 - 1
 HANDLERS = {
     "ping": "agent",
     "get_agent_info": "agent",
+    "hello": "session",
+    "cancel": "session",
+    "job_list": "session",
+    "job_cancel": "session",
     "get_system_info": "system",
-    "exec_command": "command",
-    "shutdown": "power",
-    "reboot": "power",
-    "message": "message",
-    "share_changed": "message",
     "get_network_info": "system",
     "get_disk_usage": "system",
     "get_time": "machine",
@@ -53,6 +53,19 @@ HANDLERS = {
     "memory_set_online": "machine",
     "process_list": "processes",
     "process_signal": "processes",
+    "service_list": "services",
+    "service_status": "services",
+    "service_start": "services",
+    "service_stop": "services",
+    "service_restart": "services",
+    "exec_command": "command",
+    "exec_start": "execution",
+    "exec_signal": "execution",
+    "exec_resize": "execution",
+    "shutdown": "power",
+    "reboot": "power",
+    "message": "message",
+    "share_changed": "message",
 }
 
 
@@ -66,21 +79,68 @@ class CallError(Exception):
 
 
 class Call:
-    """One request under way. A handler ends it with exactly one `done` or `fail`, or by what it returns or raises."""
+    """One request under way. A handler ends it with exactly one `done` or `fail`, or by what it returns or raises.
 
-    __slots__ = ("_reply", "agent", "id", "notification")
+    Attributes:
+        on_cancel: Set by a handler that can stop what it has begun. Called once, when the host gives the call up or its
+            session ends; the handler then ends the call as soon as it can, with the error CANCELLED.
+        answered: Whether the call has ended; what is said after that goes nowhere.
+    """
 
-    def __init__(self, agent: "Agent", id_: "object", notification: bool, reply: "Callable[..., Any]") -> None:
+    __slots__ = ("_job", "_reply", "_running", "agent", "answered", "id", "method", "notification", "on_cancel")
+
+    def __init__(self, agent: "Agent", request: "dict[str, Any]", reply: "Callable[..., Any]") -> None:
         self.agent = agent
-        self.id = id_
-        self.notification = notification
+        self.id = request.get("id")
+        self.method = request["method"]
+        self.notification = "id" not in request
+        self.on_cancel: "Callable[[], Any] | None" = None
+        self.answered = False
         self._reply = reply
+        self._job: "Job | None" = None
+        self._running: "list[Call] | None" = None
 
     def done(self, result: "dict[str, Any]") -> None:
-        self._reply(None if self.notification else {"jsonrpc": "2.0", "id": self.id, "result": result})
+        if not self.answered:
+            self._end({"jsonrpc": "2.0", "id": self.id, "result": result})
+            if self._job is not None:
+                self._job.answered()
 
     def fail(self, code: int, message: str, data: "dict[str, Any] | None" = None) -> None:
-        self._reply(None if self.notification else _build_error(self.id, code, message, data))
+        if not self.answered:
+            if self._job is not None:
+                self.agent.jobs.forget(self._job)
+            self._end(_build_error(self.id, code, message, data))
+
+    def start_job(self) -> "Job":
+        """Begins work that outlives the answer; see `jobs`.
+
+        Raises:
+            CallError: There is no session, or there are too many jobs.
+        """
+        if self.agent.session is None:
+            raise CallError(INVALID_REQUEST, "there is no session: begin with hello")
+        self._job = self.agent.jobs.start(self)
+        return self._job
+
+    def cancel(self) -> None:
+        """Stops the call if it can be stopped."""
+        stop, self.on_cancel = self.on_cancel, None
+        if stop is not None and not self.answered:
+            stop()
+
+    def run_on(self, running: "list[Call]") -> None:
+        """The handler has returned without an answer: the call is one of those that are `running` until it has."""
+        if not self.answered:
+            self._running = running
+            running.append(self)
+
+    def _end(self, answer: "dict[str, Any]") -> None:
+        if self._running is not None:
+            self._running.remove(self)
+            self._running = None
+        self._reply(None if self.notification else answer)
+        self.answered = True
 
 
 class Dispatcher:
@@ -97,6 +157,18 @@ class Dispatcher:
         self._send = send
         self._on_error = on_error
         self._methods: "dict[str, tuple[Any, ...]]" = {}
+        self._running: "list[Call]" = []
+
+    def cancel(self, id_: object) -> None:
+        """Stops the requests with this id that still run and can be stopped."""
+        for call in list(self._running):
+            if not call.notification and call.id == id_:
+                call.cancel()
+
+    def cancel_all(self) -> None:
+        """Stops everything that still runs and can be stopped."""
+        for call in list(self._running):
+            call.cancel()
 
     def handle_line(self, line: "bytes | None") -> None:
         """Handles one line, None for one that was too long."""
@@ -133,28 +205,27 @@ class Dispatcher:
             self._handle_request(request, collect)
 
     def _handle_request(self, request: "Any", reply: "Callable[..., Any]") -> None:
+        fault = _find_fault(request)
+        if fault is not None:
+            reply(_build_error(_id_of(request), INVALID_REQUEST, fault))
+            return
+        call = Call(self._agent, request, reply)
         try:
-            fault = _find_fault(request)
-            if fault is not None:
-                reply(_build_error(_id_of(request), INVALID_REQUEST, fault))
-                return
-            call = Call(self._agent, request.get("id"), "id" not in request, reply)
-            try:
-                function, parameters = self._find_method(request["method"])
-                params = request.get("params")
-                params = {} if params is None else params
-                if params or parameters:
-                    _check_params(params, parameters)
-                result = function(call, params)
-            except CallError as error:
-                call.fail(error.code, str(error), error.data)
-                return
-            if result is not None:
+            function, parameters = self._find_method(call.method)
+            params = request.get("params")
+            params = {} if params is None else params
+            if params or parameters:
+                _check_params(params, parameters)
+            result = function(call, params)
+            if result is None:
+                call.run_on(self._running)
+            else:
                 call.done(result)
+        except CallError as error:
+            call.fail(error.code, str(error), error.data)
         except Exception as error:
             self._on_error(error)
-            text = "%s: %s" % (type(error).__name__, error)
-            reply(_build_error(_id_of(request), INTERNAL_ERROR, text))
+            call.fail(INTERNAL_ERROR, "%s: %s" % (type(error).__name__, error))
 
     def _find_method(self, name: str) -> "tuple[Any, ...]":
         method = self._methods.get(name)
@@ -197,19 +268,23 @@ def _encode_batch(answers: "list[Any]") -> bytes:
 
 
 def _build_error(id_: "object", code: int, message: str, data: "dict[str, Any] | None" = None) -> "dict[str, Any]":
-    error = {"code": code, "message": message[:1024]}
+    return {"jsonrpc": "2.0", "id": id_, "error": build_error_object(code, message, data)}
+
+
+def build_error_object(code: int, message: str, data: "dict[str, Any] | None" = None) -> "dict[str, Any]":
+    error: "dict[str, Any]" = {"code": code, "message": message[:1024]}
     if data is not None:
         error["data"] = data
-    return {"jsonrpc": "2.0", "id": id_, "error": error}
+    return error
 
 
 def _id_of(request: "object") -> "object":
     """The id to answer under: null when there is none that can be given back."""
     id_ = request.get("id") if isinstance(request, dict) else None
-    return id_ if _is_id(id_) else None
+    return id_ if is_id(id_) else None
 
 
-def _is_id(value: object) -> bool:
+def is_id(value: object) -> bool:
     if isinstance(value, str):
         return 1 <= len(value) <= 128 and (value.isascii() or _is_text(value))
     return value is None or (type(value) is int and -_MAX_SAFE_INTEGER <= value <= _MAX_SAFE_INTEGER)
@@ -231,7 +306,7 @@ def _find_fault(request: "object") -> "str | None":
     method = request.get("method")
     if not isinstance(method, str) or not 1 <= len(method) <= 64:
         return "method is not a string of 1 to 64 characters"
-    if "id" in request and not _is_id(request["id"]):
+    if "id" in request and not is_id(request["id"]):
         return "id is not null, a string of 1 to 128 characters or an integer of at most 53 bits"
     for key in request:
         if key not in ("jsonrpc", "method", "params", "id"):

@@ -9,7 +9,7 @@ from . import VERSION, config, dispatch, message, system, wire
 from .carriers.console import ConsoleCarrier
 from .carriers.port import ANSWER, HEARTBEAT, STATUS, PortCarrier
 from .loop import Loop
-from .port import find_port, open_port
+from .port import BULK_NAME, find_port, open_port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,26 +17,42 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .carriers.share import ShareCarrier
+    from .carriers.vsock import VsockListener
     from .display.screen import Screen
+    from .jobs import Jobs
     from .loop import Timer
+    from .sessions import Sessions
+    from .streams import Streams
     from .uevent import Uevents
 
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 
-USAGE = "usage: agent [--port PATH | --fd NUMBER] [--config PATH] [--console PATH]"
+USAGE = "usage: agent [--port PATH | --fd NUMBER | --vsock PORT] [--config PATH] [--console PATH]"
+# A program that was told that its session has ended has this long to end, and the agent behind it.
+_LEAVE_S = 6.0
+# The first byte of a line that is a frame.
+_FRAME = 0xF5
 
 
 class Agent:
     """The carriers, the configuration and the counters, as handlers and commands see them.
 
     Args:
-        port_path, port_fd: What to talk over instead of the virtio-serial port `org.unhinged.agent.0`.
+        port_path, port_fd, vsock: What to talk over instead of the virtio-serial port `org.unhinged.agent.0`.
+
+    Attributes:
+        session: The session there is, None before the first `hello`.
+        transport: What the host is reached over: `virtio-serial`, `vsock`, `terminal`, `socket` or `descriptor`.
     """
 
     def __init__(
-        self, settings: "dict[str, Any]", port_path: "str | None" = None, port_fd: "int | None" = None
+        self,
+        settings: "dict[str, Any]",
+        port_path: "str | None" = None,
+        port_fd: "int | None" = None,
+        vsock: "int | None" = None,
     ) -> None:
         self.config = settings
         self.loop = Loop(self._report_exception)
@@ -54,14 +70,20 @@ class Agent:
             "exceptions": 0,
         }
         self.commands_running = 0
+        self.session: "str | None" = None
+        self.transport = "virtio-serial"
         self.display: "Screen | None" = None
         self.console = ConsoleCarrier(self.loop, settings["console"], self.counters)
         self.share: "ShareCarrier | None" = None
-        self._port: "PortCarrier | None" = None
+        self.port: "PortCarrier | None" = None
+        self._vsock = vsock
+        self._listener: "VsockListener | None" = None
+        self._sessions: "Sessions | None" = None
+        self._leaving = False
         self._port_path = port_path
         self._port_fd = port_fd
         # A port that was named is opened once; the virtio-serial port is waited for, and opened again when it is back.
-        self._fixed = port_fd is not None or port_path is not None
+        self._fixed = port_fd is not None or port_path is not None or vsock is not None
         self._unsent: "list[bytes]" = []
         self._dispatcher = dispatch.Dispatcher(self, self._send_answer, self._report_exception)
         self._heartbeats = 0
@@ -72,7 +94,9 @@ class Agent:
 
     def run(self) -> int:
         """Serves the host until there is nobody left to serve; gives the exit code."""
-        if not self._open_port():
+        if self._vsock is not None:
+            self._listen(self._vsock)
+        elif not self._open_port():
             self._watch_devices()
         self._say_ready()
         self.loop.soon(self._start_the_rest)
@@ -97,17 +121,57 @@ class Agent:
             text = "a message of %d bytes does not fit on a line" % len(line)
             answered = envelope.get("in_reply_to")
             line = _encode_notification(message.build("error", text, {"code": "line-too-long"}, answered))
-        if self._port is not None:
-            self._port.send(line, kind)
+        if self.port is not None:
+            self.port.send(line, kind)
         elif kind == STATUS and len(self._unsent) < 64:
             self._unsent.append(line)
 
+    def notify(self, method: str, params: "dict[str, Any]", keep: bool = True) -> None:
+        """Sends a notification to the host that is there, or to the next one.
+
+        With `keep` it is never dropped while a host is connected, so it is for what comes a bounded number of times.
+        Without, it is dropped with no host there, and the oldest first when 256 KiB of such wait.
+        """
+        if self.port is not None:
+            line = wire.encode({"jsonrpc": "2.0", "method": method, "params": params})
+            self.port.send(line, ANSWER if keep else HEARTBEAT)
+
+    @property
+    def sessions(self) -> "Sessions":
+        if self._sessions is None:
+            from .sessions import Sessions
+
+            self._sessions = Sessions(self)
+        return self._sessions
+
+    @property
+    def streams(self) -> "Streams":
+        """Where handlers open streams; see `streams`."""
+        return self.sessions.streams
+
+    @property
+    def jobs(self) -> "Jobs":
+        """The jobs of the session; handlers begin one with `call.start_job()`."""
+        return self.sessions.jobs
+
+    def cancel_request(self, id_: object) -> None:
+        self._dispatcher.cancel(id_)
+
+    def cancel_requests(self) -> None:
+        self._dispatcher.cancel_all()
+
+    def end_command(self) -> None:
+        """One of the `commands_running` has ended."""
+        self.commands_running -= 1
+        if self._leaving and not self.commands_running:
+            self.loop.stop(EXIT_OK)
+
     def when_flushed(self, callback: "Callable[..., Any]") -> None:
         """Calls `callback()` when everything said on the port so far is on its way."""
-        if self._port is None:
+        if self.port is None:
             self.loop.soon(callback)
         else:
-            self._port.when_flushed(callback)
+            self.port.when_flushed(callback)
 
     def look_at_share(self) -> None:
         if self.share is not None:
@@ -117,11 +181,18 @@ class Agent:
         carriers = []
         if self.console.works:
             carriers.append("console")
-        if self._port is not None:
+        if self.port is not None:
             carriers.append("port")
         if self.share is not None and self.share.mounted:
             carriers.append("share")
         return carriers
+
+    def list_capabilities(self) -> "list[str]":
+        """The names of all methods, and `streams` where something can carry them."""
+        names = sorted(dispatch.HANDLERS)
+        if (self.port is not None and not self.port.stays) or find_port(BULK_NAME) is not None:
+            names.append("streams")
+        return names
 
     def set_heartbeat(self) -> None:
         """Starts the heartbeat at the configured interval, or ends it when that is 0."""
@@ -140,38 +211,82 @@ class Agent:
             if path is None:
                 return False
             try:
-                fd, stays = open_port(path)
+                fd, self.transport = open_port(path)
             except OSError as error:
                 if self._port_path is None and error.errno in (2, 6, 19):
                     return False  # ENOENT, ENXIO, ENODEV: it went away again
                 raise SystemExit("%s cannot be opened: %s" % (path, error.strerror)) from None
+            stays = self.transport == "virtio-serial"
         else:
+            self.transport = "descriptor"
             os.set_blocking(fd, False)
             os.set_inheritable(fd, False)  # it came by inheritance; the commands we run shall not have it
-        port = PortCarrier(self.loop, fd, stays, self._handle_line, self._lose_port, self.counters)
-        self._port = port
+        self._use_port(fd, stays)
+        return True
+
+    def _use_port(self, fd: int, stays: bool) -> None:
+        port = PortCarrier(self.loop, fd, stays, self._handle_line, self._lose_port, self._hear_host, self.counters)
+        self.port = port
         for line in self._unsent:
             port.send(line, STATUS)
         self._unsent = []
         port.start()
-        return True
+
+    def _listen(self, number: int) -> None:
+        from .carriers.vsock import VsockListener
+
+        self.transport = "vsock"
+        try:
+            self._listener = VsockListener(self.loop, number, self._replace_connection)
+        except OSError as error:
+            raise SystemExit("vsock port %d cannot be listened on: %s" % (number, error.strerror)) from None
+
+    def _replace_connection(self, fd: int) -> None:
+        """A new connection takes the place of the one there was."""
+        if self.port is not None:
+            self.port.close()
+            self._leave_port("a new connection came")
+        self.counters["host_connections"] += 1
+        self._use_port(fd, False)
 
     def _lose_port(self, reason: str) -> None:
-        lost, self._port = self._port, None
-        if self._fixed:
-            self.loop.stop(EXIT_OK)
+        self._leave_port(reason)
+        if self._listener is not None:
             return
-        self._unsent = lost.take_status() if lost is not None else []
+        if self._fixed:
+            self._leave()
+            return
         self.console.send(wire.encode(message.build("error", "the port was lost: " + reason, {"code": "failed"})))
         self._watch_devices()
 
+    def _leave_port(self, reason: str) -> None:
+        lost, self.port = self.port, None
+        self._unsent = lost.take_status() if lost is not None else []
+        if self._sessions is not None:
+            self._sessions.lose_port(reason)
+
+    def _leave(self) -> None:
+        """Nobody is left to serve: ends the agent, after the commands it has stopped by that."""
+        if self.commands_running:
+            self._leaving = True
+            self.loop.later(_LEAVE_S, lambda: self.loop.stop(EXIT_OK))
+        else:
+            self.loop.stop(EXIT_OK)
+
+    def _hear_host(self, connected: bool) -> None:
+        if self._sessions is not None:
+            self._sessions.hear_host("port", connected)
+
     def _handle_line(self, line: "bytes | None") -> None:
         self.counters["lines"] += 1
-        self._dispatcher.handle_line(line)
+        if line is not None and line[0] == _FRAME and self.port is not None and not self.port.stays:
+            self.streams.receive_line(line)
+        else:
+            self._dispatcher.handle_line(line)
 
     def _send_answer(self, line: bytes) -> None:
-        if self._port is not None:
-            self._port.send(line, ANSWER)
+        if self.port is not None:
+            self.port.send(line, ANSWER)
 
     # Devices
 
@@ -180,13 +295,16 @@ class Agent:
             from .uevent import Uevents
 
             self._uevents = Uevents(self.loop, self._hear_device)
-        if self._port is None and not self._fixed:
+        if self.port is None and not self._fixed:
             self._open_port()  # it may have come before the socket was there
 
     def _hear_device(self, event: "dict[str, str]") -> None:
         subsystem = event.get("SUBSYSTEM")
-        if self._port is None and not self._fixed and subsystem in (None, "virtio-ports"):
-            self._open_port()
+        if subsystem in (None, "virtio-ports"):
+            if self.port is None and not self._fixed:
+                self._open_port()
+            if self._sessions is not None:
+                self._sessions.find_wire()
         if not self._display_was_up and subsystem in (None, "drm", "graphics"):
             self._say_display_up()
 
@@ -265,10 +383,10 @@ def _parse_arguments(arguments: "list[str]") -> "dict[str, str]":
     options = {}
     words = iter(arguments)
     for word in words:
-        if word not in ("--port", "--fd", "--config", "--console"):
+        if word not in ("--port", "--fd", "--vsock", "--config", "--console"):
             raise config.ConfigError("%s is not an option; %s" % (word, USAGE))
         value = next(words, None)
-        if not value or (word == "--fd" and not value.isdigit()):
+        if not value or (word in ("--fd", "--vsock") and not (value.isascii() and value.isdigit())):
             raise config.ConfigError("%s needs a value; %s" % (word, USAGE))
         options[word] = value
     return options
@@ -314,8 +432,8 @@ def main(arguments: "list[str]") -> int:
         if "--console" in options:
             settings["console"] = console
         console = settings["console"] or "/dev/null"
-        number = options.get("--fd")
-        agent = Agent(settings, options.get("--port"), None if number is None else int(number))
+        fd, vsock = (int(options[name]) if name in options else None for name in ("--fd", "--vsock"))
+        agent = Agent(settings, options.get("--port"), fd, vsock)
         os.chdir("/")
         return agent.run()
     except config.ConfigError as error:

@@ -7,6 +7,7 @@ Source: Linux, drivers/char/virtio_console.c; Documentation/ABI/testing/sysfs-bu
 import os
 
 NAME = "org.unhinged.agent.0"
+BULK_NAME = "org.unhinged.bulk.0"
 _CLASS = "/sys/class/virtio-ports"
 
 
@@ -28,11 +29,12 @@ def find_port(name: str = NAME) -> "str | None":
     return link if os.path.exists(link) else None
 
 
-def open_port(path: str) -> "tuple[int, bool]":
+def open_port(path: str) -> "tuple[int, str]":
     """Opens a port, terminal or socket for both directions without blocking.
 
     Returns:
-        The file descriptor, and whether it stays after its peer has gone (only a virtio-serial port does).
+        The file descriptor, and what it is: `virtio-serial` (the only one that stays after its peer has gone),
+        `terminal` or `socket`, or `descriptor` for anything else.
 
     Raises:
         OSError: It does not exist, or another process has it open (EBUSY).
@@ -41,12 +43,12 @@ def open_port(path: str) -> "tuple[int, bool]":
 
     mode = os.stat(path).st_mode
     if stat.S_ISSOCK(mode):
-        return _connect(path), False
+        return _connect(path), "socket"
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     if os.isatty(fd):
         _make_raw(fd)
-        return fd, False
-    return fd, stat.S_ISCHR(mode)
+        return fd, "terminal"
+    return fd, "virtio-serial" if stat.S_ISCHR(mode) else "descriptor"
 
 
 def _connect(path: str) -> int:

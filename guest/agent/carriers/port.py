@@ -25,6 +25,9 @@ _READ_BYTES = 65536
 _READS_PER_TURN = 16
 _PAUSE_ABOVE_BYTES = 2 * wire.MAX_ANSWER_BYTES
 _MAX_WAITING_BYTES = 256 * 1024
+_FRAME_BYTES = 65536
+# A third of a second at 115200 baud.
+_TERMINAL_FRAME_BYTES = 4096
 
 
 class PortCarrier:
@@ -34,6 +37,7 @@ class PortCarrier:
         stays: Whether the descriptor outlives its peer, as a virtio-serial port does. Otherwise its end is the end.
         on_line: Called with each line, None for one that was too long.
         on_lost: Called with a reason when the descriptor is of no more use; it is closed by then.
+        on_host: Called with whether a host is there, when that changes on a descriptor that stays.
         counters: Where what was dropped is counted.
     """
 
@@ -44,24 +48,29 @@ class PortCarrier:
         stays: bool,
         on_line: "Callable[..., Any]",
         on_lost: "Callable[..., Any]",
+        on_host: "Callable[[bool], Any]",
         counters: "dict[str, Any]",
     ) -> None:
         self.connected = not stays
+        self.stays = stays
+        # What waits behind a frame waits for all of it, which a slow line takes its time for.
+        self.frame_bytes = _TERMINAL_FRAME_BYTES if os.isatty(fd) else _FRAME_BYTES
         self._loop = loop
         self._fd = fd
-        self._stays = stays
         self._on_line = on_line
         self._on_lost = on_lost
+        self._on_host = on_host
         self._counters = counters
         self._decoder = wire.LineDecoder()
         self._queue: "list[tuple[int, bytes]]" = []
         self._queued_bytes = 0
         self._unasked_bytes = 0
-        self._rest = b""
+        self._rest: "bytes | memoryview" = b""
         self._cut = False
         self._paused = False
         self._closed = False
         self._flushed: "list[Any]" = []
+        self._take_frame: "Callable[[], bytes | None] | None" = None
 
     def start(self) -> None:
         """Begins to listen; what has already arrived is handled before this returns."""
@@ -87,6 +96,14 @@ class PortCarrier:
         self._flushed.append(callback)
         self._flush()
 
+    def carry(self, take_frame: "Callable[[], bytes | None]") -> None:
+        """Sends frames as lines too, whenever no other line waits; `take_frame` gives the next line or None."""
+        self._take_frame = take_frame
+
+    def wake(self) -> None:
+        """Sends what there is to send."""
+        self._flush()
+
     def close(self) -> None:
         """Lets go of the descriptor; what was queued is dropped."""
         if not self._closed:
@@ -104,12 +121,13 @@ class PortCarrier:
 
     def _on_event(self, events: int) -> None:
         gone = bool(events & HANGUP)
-        if self._stays and gone == self.connected:
+        if self.stays and gone == self.connected:
             self.connected = not gone
             if gone:
                 self._forget_host()
             else:
                 self._counters["host_connections"] += 1
+            self._on_host(not gone)
         self._flush()
         if not self._closed and not self._paused:
             self._read()
@@ -131,7 +149,7 @@ class PortCarrier:
                 self._lose("reading failed: %s" % error.strerror)
                 return
             if not data:
-                if not self._stays:
+                if not self.stays:
                     self._lose("the host closed the connection")
                 return
             for line in self._decoder.feed(data):
@@ -144,7 +162,7 @@ class PortCarrier:
 
     # Writing
 
-    def _write(self, data: bytes) -> int:
+    def _write(self, data: "bytes | memoryview") -> int:
         """Writes as much as goes; loses the port when it is broken."""
         written = 0
         view = memoryview(data)
@@ -162,12 +180,12 @@ class PortCarrier:
         return written
 
     def _flush(self) -> None:
-        while self.connected and not self._closed and (self._rest or self._queue):
+        while self.connected and not self._closed:
             if self._rest:
                 self._rest = self._rest[self._write(self._rest) :]
                 if self._rest:
                     break
-            elif not self._begin_line():
+            elif not (self._begin_line() if self._queue else self._begin_frame()):
                 break
         if self._paused and self._queued_bytes <= _PAUSE_ABOVE_BYTES // 2:
             self._paused = False
@@ -188,6 +206,11 @@ class PortCarrier:
         self._cut = False
         self._rest = data[written:]
         return True
+
+    def _begin_frame(self) -> bool:
+        line = self._take_frame() if self._take_frame is not None else None
+        self._rest = memoryview(line or b"")
+        return line is not None
 
     def _run_flushed(self) -> None:
         callbacks, self._flushed = self._flushed, []

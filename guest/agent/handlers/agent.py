@@ -16,14 +16,15 @@ def ping(_call: "Call", _params: "dict[str, Any]") -> "dict[str, Any]":
 
 
 def get_agent_info(call: "Call", _params: "dict[str, Any]") -> "dict[str, Any]":
-    from ..dispatch import HANDLERS
-
+    agent = call.agent
     return {
         "version": VERSION,
         "protocol": PROTOCOL,
-        "capabilities": sorted(HANDLERS),
+        "capabilities": agent.list_capabilities(),
         "pid": os.getpid(),
         "boot_id": read_boot_id(),
+        "session": agent.session,
+        "transport": agent.transport,
     }
 
 
