@@ -88,15 +88,36 @@ build/image/image.json: $(IMAGE_SOURCES) | $(VENV)/.ready
 	@$(VENV)/bin/python iso/build.py --output build/image --cache build/cache
 	@touch $@
 
+##@ Other guests
+.PHONY: deps-install-guests agent agent-deb agent-rpm image-debian image-seed
+deps-install-guests: deps-install-essential ## what packages of the agent and Debian images are made with
+	@$(PYTHON) -m control.launch.deps guests
+
+agent: setup-python ## the guest agent as one file: build/agent/unhinged-agent.pyz
+	@$(VENV)/bin/python iso/agent/build.py pyz $(ARGS)
+
+agent-deb: setup-python ## the guest agent as a Debian package in build/agent
+	@$(VENV)/bin/python iso/agent/build.py deb $(ARGS)
+
+agent-rpm: setup-python deps-install-guests ## the guest agent as an RPM package in build/agent
+	@$(VENV)/bin/python iso/agent/build.py rpm $(ARGS)
+
+image-debian: setup-python deps-install-guests ## a Debian with systemd and the agent: build/image/debian.qcow2
+	@$(VENV)/bin/python iso/debian/build.py disk $(ARGS)
+
+KEY = ##: for image-seed: the public key that may log in; by default one is made for this project
+image-seed: setup-python ## build/image/seed.iso: at its first boot, a cloud image installs agent and SSH key from it
+	@$(VENV)/bin/python iso/debian/build.py seed $(call option,--key,KEY) $(ARGS)
+
 ##@ Check
 .PHONY: test test-fast test-slow test-all lint types check bench pictures
-test: setup deps-install-test image $(VENV)/.ready-dev ## all tests that end within ten minutes, boots included
+test: setup deps-install-test deps-install-guests image $(VENV)/.ready-dev ## all tests that end within ten minutes, boots included
 	@$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
 
 test-fast: setup $(VENV)/.ready-dev ## tests without a guest
 	@$(VENV)/bin/python -m pytest -m "not boot and not slow" $(ARGS)
 
-test-slow: setup deps-install-test image $(VENV)/.ready-dev ## the long ones: a foreign installer, soaks
+test-slow: setup deps-install-test deps-install-guests image image-debian $(VENV)/.ready-dev ## the long ones: a foreign installer, soaks
 	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 test-all: test test-slow ## all of them

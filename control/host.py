@@ -40,7 +40,8 @@ class Requirement(NamedTuple):
         proofs: What must be there: for each entry, one of its alternatives. A name is a program in the search path,
             something with a slash is a file.
         why: What it is for, as the end of "it ...".
-        group: `essential` for `make start`, `test` for what only tests use.
+        group: `essential` for `make start`, `test` for what only tests use, `guests` for what makes
+            packages of the agent and Debian images.
         only_on: The distributions that have it, as `debian-12`; empty for all.
     """
 
@@ -117,6 +118,17 @@ REQUIREMENTS = (
         "test",
         ("debian-12",),
     ),
+    Requirement("rpm", (("rpmbuild",),), "makes the agent's RPM package", "guests"),
+    Requirement("mmdebstrap", (("mmdebstrap",),), "installs the packages of a Debian image", "guests"),
+    Requirement(
+        "debian-archive-keyring",
+        (("/usr/share/keyrings/debian-archive-keyring.gpg",),),
+        "holds the keys by which Debian's packages are known",
+        "guests",
+    ),
+    Requirement("uidmap", (("newuidmap",),), "lets mmdebstrap do that without root", "guests"),
+    Requirement("e2fsprogs", (("/sbin/mke2fs", "/usr/sbin/mke2fs"),), "makes the file system of an image", "guests"),
+    Requirement("openssh-client", (("ssh-keygen",),), "makes the key a cloud image gets", "guests"),
 )
 
 
@@ -142,7 +154,7 @@ def _find_programs(name: str, search_path: str) -> Iterator[str]:
 
 
 def find_lacks(group: str, surroundings: Surroundings) -> list[Lack]:
-    """Return what is missing for `essential` or, with the essentials, for `test`; empty when nothing is."""
+    """Return what is missing for `essential` or, with the essentials, for another group; empty when nothing is."""
     distribution = read_distribution(Path(surroundings.root, "etc/os-release"))
     release = f"{distribution.identity}-{distribution.version}"
     lacks = [] if find_python(surroundings) else [_python_lack(surroundings)]

@@ -1,10 +1,10 @@
 """Installs the distribution's packages that are missing (floor 4; the Makefile's set-up targets call it).
 
-    python3 -m control.launch.deps essential|test [--check]
+    python3 -m control.launch.deps essential|test|guests [--check]
     python3 -m control.launch.deps python
 
-The first form installs what `make start`, or the tests, need here and do not find; with `--check` it only says so. The
-second prints the interpreter to make the virtual environment with.
+The first form installs what `make start`, the tests, or packages and Debian images need here and do not find; with
+`--check` it only says so. The second prints the interpreter to make the virtual environment with.
 
 It runs with the system's Python before there is a virtual environment, so it uses the standard library only and starts
 its programs itself, without `control/process`: that needs a newer Python than a fresh machine may have. With nothing
@@ -23,7 +23,8 @@ from control import host
 from control.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from control.host import Lack, Surroundings
 
-USAGE = "usage: python3 -m control.launch.deps essential|test [--check]\n       python3 -m control.launch.deps python"
+USAGE = """usage: python3 -m control.launch.deps essential|test|guests [--check]
+       python3 -m control.launch.deps python"""
 IMAGE_MANIFEST = Path(__file__).resolve().parents[2] / "build" / "image" / "image.json"
 
 LOCK_WAIT_S = 600
@@ -41,6 +42,7 @@ _STALE_LISTS = (
     "Failed to fetch",
     "Unable to fetch",
 )
+_PURPOSES = {"essential": "make start", "test": "the tests", "guests": "packages of the agent and Debian images"}
 _LISTS_LOCKED = "/var/lib/apt/lists/lock"
 _OUTPUT_TAIL_LINES = 200
 
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str], surroundings: Surroundings | None = None) -> 
     if list(arguments) == ["python"]:
         return _print_python(where)
     options = [argument for argument in arguments if argument != "--check"]
-    if options not in (["essential"], ["test"]) or len(arguments) > 2:
+    if options not in (["essential"], ["test"], ["guests"]) or len(arguments) > 2:
         _say(USAGE)
         return EXIT_USAGE
     try:
@@ -215,7 +217,7 @@ def _command(prefix: str, packages: Sequence[str], *, update: bool) -> str:
 
 
 def _say_what_is_missing(group: str, lacks: Sequence[Lack], needs_lists: bool) -> None:
-    purpose = "make start" if group == "essential" else "the tests"
+    purpose = _PURPOSES[group]
     if lacks:
         noun = "package that is" if len(lacks) == 1 else "packages that are"
         _say(f"{purpose} need{'s' if group == 'essential' else ''} {len(lacks)} {noun} not installed here:")

@@ -1,0 +1,1 @@
+"""Packs the guest agent for guests that are not ours: zipapp, .deb, .rpm (room: image); `build.py` is the door."""
