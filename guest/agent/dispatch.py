@@ -66,6 +66,13 @@ HANDLERS = {
     "reboot": "power",
     "message": "message",
     "share_changed": "message",
+    "user_list": "users",
+    "user_create": "users",
+    "user_delete": "users",
+    "user_set_password": "users",
+    "ssh_key_list": "ssh",
+    "ssh_key_add": "ssh",
+    "ssh_key_remove": "ssh",
 }
 
 
