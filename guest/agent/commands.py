@@ -4,8 +4,9 @@ A command is answered exactly once, through the `reply` of its carrier: by `VERB
 """
 
 import os
+from time import monotonic
 
-from . import PROTOCOL, VERSION, config, message, mounts, power, services, system
+from . import PROTOCOL, VERSION, config, dispatch, message, mounts, power, services, system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,12 +37,18 @@ class Command:
         self.details = details
         self._id = id_
         self._reply = reply
+        self._begin = monotonic()
 
     def done(self, details: "dict[str, Any]") -> None:
+        self._record(0)
         self._reply(message.build("status", self.verb + " done", details, self._id))
 
     def fail(self, code: str, text: str) -> None:
+        self._record(dispatch.NOT_PERMITTED if code == "not-permitted" else dispatch.FAILED)
         self._reply(message.build("error", text, {"code": code, "command": self.verb}, self._id))
+
+    def _record(self, code: int) -> None:
+        self.agent.guard.record("message " + self.verb[:64], self.details, code, monotonic() - self._begin)
 
 
 def handle(agent: "Agent", envelope: "Any", reply: "Callable[..., Any]") -> None:
@@ -69,12 +76,16 @@ def handle(agent: "Agent", envelope: "Any", reply: "Callable[..., Any]") -> None
         entry = _COMMANDS.get((type_, command.verb))
         if entry is None:
             raise Refusal("unknown-command", "there is no %s %s" % (type_, command.verb[:64]))
+        agent.guard.admit_verb(command.verb)
         function, keys = entry
         _check_details(command.details, keys)
         function(command)
     except Refusal as refusal:
         counters["messages_refused"] += 1
         command.fail(refusal.code, str(refusal))
+    except dispatch.CallError as refusal:
+        counters["messages_refused"] += 1
+        command.fail("not-permitted", str(refusal))
     except OSError as error:
         command.fail("failed", "%s: %s" % (command.verb, error.strerror or error))
 

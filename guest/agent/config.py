@@ -48,8 +48,40 @@ def _argv_or_null(value: object) -> "str | None":
     return "is neither a list of strings (program and arguments) nor null"
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= 64 and value.isascii() and value.isprintable()
+
+
+def _name_or_null(value: object) -> "str | None":
+    return None if value is None or _is_name(value) else "is neither a name of at most 64 characters nor null"
+
+
+def _names(value: object) -> "str | None":
+    if isinstance(value, list) and len(value) <= 256 and all(_is_name(name) for name in value):
+        return None
+    return "is not a list of at most 256 names of at most 64 characters"
+
+
+def _names_or_null(value: object) -> "str | None":
+    if value is None or _names(value) is None:
+        return None
+    return "is neither a list of at most 256 names of at most 64 characters nor null"
+
+
+def _paths(value: object) -> "str | None":
+    if isinstance(value, list) and len(value) <= 256 and all(path and not _path_or_null(path) for path in value):
+        return None
+    return "is not a list of at most 256 absolute paths"
+
+
+def _paths_or_null(value: object) -> "str | None":
+    return (
+        None if value is None or _paths(value) is None else "is neither a list of at most 256 absolute paths nor null"
+    )
+
+
 # key: (default, check, whether `set configuration` may change it while the agent runs)
-KEYS = {
+KEYS: "dict[str, tuple[Any, Callable[[object], str | None], bool]]" = {
     # seconds between heartbeats; 0 for none
     "heartbeat_s": (5, _number(0, 3600), True),
     # where message lines go; null for nowhere
@@ -64,14 +96,45 @@ KEYS = {
     "exec_concurrent": (32, _integer(1, 256), True),
     # the time limit of a command whose caller gave none; 0 for none
     "exec_timeout_s": (0, _number(0, 86400), True),
+    # the greatest time limit a command may have, and the one of a command that has none; 0 for none
+    "exec_max_timeout_s": (0, _number(0, 86400), False),
     # how to switch off and restart; null for the way that fits process 1
     "poweroff_command": (None, _argv_or_null, False),
     "reboot_command": (None, _argv_or_null, False),
+    # methods that may be called, null for all of them, and methods that may not; `file_*` stands for many
+    "method_allow": (None, _names_or_null, False),
+    "method_deny": ([], _names, False),
+    # programs that may be run, by the path at which they are found; null for all of them
+    "command_allow": (None, _paths_or_null, False),
+    # names in the environment that a call may set; null for any, or for harmless ones when command_allow is set
+    "command_env": (None, _names_or_null, False),
+    # below which directories files may be read and written, null for everywhere, and where neither
+    "read_paths": (None, _paths_or_null, False),
+    "write_paths": (None, _paths_or_null, False),
+    "denied_paths": ([], _paths, False),
+    # the user as whom commands run and files are touched; null for the agent's own
+    "run_as": (None, _name_or_null, False),
+    # calls a second in the long run, 0 for no limit, and at once
+    "calls_per_second": (0, _number(0, 100000), False),
+    "calls_burst": (100, _integer(1, 100000), False),
+    # how much of a file goes into the line of a call or an answer
+    "file_text_bytes": (262144, _integer(0, 524288), False),
+    # how much one call may read or write, 0 for no limit, and how many entries of a tree
+    "transfer_bytes": (0, _integer(0, 2**53), False),
+    "transfer_entries": (0, _integer(0, 2**53), False),
+    # how long one may take; 0 for no limit
+    "transfer_timeout_s": (0, _number(0, 86400), False),
+    # how many directories are watched at the same time
+    "watch_directories": (1024, _integer(0, 8192), False),
+    # where every call is written down, null for nowhere; how large the file becomes, and how many are kept
+    "audit_log": (None, _path_or_null, False),
+    "audit_log_bytes": (1048576, _integer(4096, 2**30), False),
+    "audit_log_files": (4, _integer(1, 100), False),
 }
 
 
 def build_default() -> "dict[str, Any]":
-    return {key: default for key, (default, _, _) in KEYS.items()}
+    return {key: entry[0] for key, entry in KEYS.items()}
 
 
 def find_fault(key: str, value: object) -> "str | None":

@@ -58,6 +58,17 @@ HANDLERS = {
     "service_start": "services",
     "service_stop": "services",
     "service_restart": "services",
+    "package_list": "packages",
+    "package_install": "packages",
+    "package_remove": "packages",
+    "package_update": "packages",
+    "user_list": "users",
+    "user_create": "users",
+    "user_delete": "users",
+    "user_set_password": "users",
+    "ssh_key_list": "ssh",
+    "ssh_key_add": "ssh",
+    "ssh_key_remove": "ssh",
     "exec_command": "command",
     "exec_start": "execution",
     "exec_signal": "execution",
@@ -66,13 +77,6 @@ HANDLERS = {
     "reboot": "power",
     "message": "message",
     "share_changed": "message",
-    "user_list": "users",
-    "user_create": "users",
-    "user_delete": "users",
-    "user_set_password": "users",
-    "ssh_key_list": "ssh",
-    "ssh_key_add": "ssh",
-    "ssh_key_remove": "ssh",
 }
 
 
@@ -94,7 +98,7 @@ class Call:
         answered: Whether the call has ended; what is said after that goes nowhere.
     """
 
-    __slots__ = ("_job", "_reply", "_running", "agent", "answered", "id", "method", "notification", "on_cancel")
+    __slots__ = ("_job", "_reply", "_running", "agent", "answered", "id", "method", "notification", "on_cancel", "record")
 
     def __init__(self, agent: "Agent", request: "dict[str, Any]", reply: "Callable[..., Any]") -> None:
         self.agent = agent
@@ -103,6 +107,8 @@ class Call:
         self.notification = "id" not in request
         self.on_cancel: "Callable[[], Any] | None" = None
         self.answered = False
+        # Takes the answer into the audit log, where there is one.
+        self.record: "Callable[[dict[str, Any]], Any] | None" = None
         self._reply = reply
         self._job: "Job | None" = None
         self._running: "list[Call] | None" = None
@@ -146,6 +152,8 @@ class Call:
         if self._running is not None:
             self._running.remove(self)
             self._running = None
+        if self.record is not None:
+            self.record(answer)
         self._reply(None if self.notification else answer)
         self.answered = True
 
@@ -217,9 +225,13 @@ class Dispatcher:
             reply(_build_error(_id_of(request), INVALID_REQUEST, fault))
             return
         call = Call(self._agent, request, reply)
+        params = request.get("params")
+        guard = self._agent.guard
         try:
+            if guard.active:
+                call.record = guard.follow(call.method, params)
+                guard.admit(call.method)
             function, parameters = self._find_method(call.method)
-            params = request.get("params")
             params = {} if params is None else params
             if params or parameters:
                 _check_params(params, parameters)

@@ -8,6 +8,7 @@ import os
 from . import VERSION, config, dispatch, message, system, wire
 from .carriers.console import ConsoleCarrier
 from .carriers.port import ANSWER, HEARTBEAT, STATUS, PortCarrier
+from .guard import Guard
 from .loop import Loop
 from .port import BULK_NAME, find_port, open_port
 
@@ -74,6 +75,7 @@ class Agent:
         self.transport = "virtio-serial"
         self.display: "Screen | None" = None
         self.console = ConsoleCarrier(self.loop, settings["console"], self.counters)
+        self.guard = Guard(self, settings)
         self.share: "ShareCarrier | None" = None
         self.port: "PortCarrier | None" = None
         self._vsock = vsock
@@ -100,7 +102,9 @@ class Agent:
             self._watch_devices()
         self._say_ready()
         self.loop.soon(self._start_the_rest)
-        return self.loop.run()
+        exit_code = self.loop.run()
+        self.guard.flush()
+        return exit_code
 
     # What handlers and commands use
 
@@ -188,8 +192,8 @@ class Agent:
         return carriers
 
     def list_capabilities(self) -> "list[str]":
-        """The names of all methods, and `streams` where something can carry them."""
-        names = sorted(dispatch.HANDLERS)
+        """The names of all methods that may be called, and `streams` where something can carry them."""
+        names = [name for name in sorted(dispatch.HANDLERS) if self.guard.allows(name)]
         if (self.port is not None and not self.port.stays) or find_port(BULK_NAME) is not None:
             names.append("streams")
         return names

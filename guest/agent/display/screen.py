@@ -165,9 +165,11 @@ def _read_picture(command: "Command") -> "bytes | None":
             command.fail("bad-details", "data is not base64")
             return None
     try:
-        fd = os.open(details["path"], os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        guard = command.agent.guard
+        with guard.as_user(), guard.paths.find(details["path"].encode("utf-8", "replace"), "read_paths") as place:
+            fd = place.open(os.O_RDONLY)
     except OSError as error:
-        command.fail("not-found", "%s: %s" % (details["path"][:256], error.strerror))
+        command.fail("not-permitted" if isinstance(error, PermissionError) else "not-found", "%s: %s" % (details["path"][:256], error.strerror))
         return None
     with open(fd, "rb", 0) as file:
         status = os.fstat(fd)
