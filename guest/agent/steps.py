@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .dispatch import Call
+    from .jobs import Job
     from .loop import Loop, Timer
+    from .transcript import Transcript
 
     Work = Generator[Any, Any, Any]
 
@@ -22,18 +24,33 @@ _TURN_S = 0.01
 
 
 class Run:
-    """A program to run: what `process.Process` takes.
+    """A program to run.
 
-    `secret` is what the program reads on standard input; it never goes into an argument or into a message.
+    Args:
+        secret: What it reads on standard input; it never goes into an argument or into a message.
+        limit: How many bytes of each output are kept.
+        environment: Variables over the agent's own.
+        transcript: Where its output goes instead of into the result.
+        stoppable: Whether a cancellation ends it. One that must not be cut in half is waited for.
     """
 
-    __slots__ = ("argv", "limit", "secret", "timeout_s")
-
-    def __init__(self, argv: "list[str]", secret: bytes = b"", timeout_s: float = 60.0, limit: int = 65536) -> None:
+    def __init__(
+        self,
+        argv: "list[str]",
+        secret: bytes = b"",
+        timeout_s: float = 60.0,
+        limit: int = 65536,
+        environment: "dict[str, str] | None" = None,
+        transcript: "Transcript | None" = None,
+        stoppable: bool = True,
+    ) -> None:
         self.argv = argv
         self.secret = secret
         self.timeout_s = timeout_s
         self.limit = limit
+        self.environment = environment
+        self.transcript = transcript
+        self.stoppable = stoppable
 
 
 class Steps:
@@ -43,7 +60,7 @@ class Steps:
         self._loop = loop
         self._work = work
         self._done = done
-        self._process: "process.Process | None" = None
+        self._stop: "Callable[[], Any] | None" = None
         self._timer: "Timer | None" = None
         self._cancelled = False
         self._ended = False
@@ -54,10 +71,11 @@ class Steps:
         if self._ended:
             return
         self._cancelled = True
-        if self._process is not None:
-            self._process.kill()
+        if self._stop is not None:
+            self._stop()
         elif self._timer is not None:
             self._timer.cancel()
+            self._timer = None
             self._loop.soon(self._begin)
 
     def _begin(self) -> None:
@@ -65,7 +83,7 @@ class Steps:
 
     def _go_on(self, value: "Any", error: "Exception | None") -> None:
         until = monotonic() + _TURN_S
-        self._process = self._timer = None
+        self._stop = self._timer = None
         try:
             while True:
                 if self._cancelled:
@@ -92,14 +110,26 @@ class Steps:
             self._end(None, failure)
 
     def _start(self, run: "Run") -> None:
-        self._process = process.Process(
-            self._loop,
-            run.argv,
-            lambda result: self._go_on(result, None),
-            stdin=run.secret,
-            timeout_s=run.timeout_s,
-            limit=run.limit,
-        )
+        def ended(result: "process.Result") -> None:
+            self._go_on(result, None)
+
+        environment = process.build_environment(run.environment)
+        child: "process.Child"
+        if run.transcript is None:
+            child = process.Process(
+                self._loop,
+                run.argv,
+                ended,
+                environment,
+                stdin=run.secret,
+                timeout_s=run.timeout_s,
+                limit=run.limit,
+            )
+        else:
+            from .transcript import Spoken
+
+            child = Spoken(self._loop, run.argv, ended, run.transcript, environment, run.timeout_s)
+        self._stop = child.kill if run.stoppable else _leave
 
     def _end(self, value: "Any", error: "Exception | None") -> None:
         self._ended = True
@@ -118,8 +148,24 @@ def answer(call: "Call", work: "Work") -> None:
     call.on_cancel = Steps(call.agent.loop, work, done).cancel
 
 
-def fail(call: "Call", error: Exception) -> None:
-    """Answers the call with the error that stands for the exception."""
+def follow(job: "Job", loop: "Loop", work: "Work") -> None:
+    """Ends the job with what the work returns, or with what it raises."""
+
+    def done(value: "Any", error: "Exception | None") -> None:
+        if error is None:
+            job.done(value)
+        else:
+            fail(job, error)
+
+    job.on_cancel = Steps(loop, work, done).cancel
+
+
+def _leave() -> None:
+    """What must not be cut in half goes on to its end, and is cancelled after that."""
+
+
+def fail(call: "Call | Job", error: Exception) -> None:
+    """Answers the call, or ends the job, with the error that stands for the exception."""
     refusal = error if isinstance(error, dispatch.CallError) else None
     if isinstance(error, OSError):
         refusal = refuse(error)
