@@ -154,12 +154,14 @@ def lack_as_nobody(host: KvmHost) -> KvmVerdict | None:
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-        lack = find_device_lack(host)
-        os.write(write_end, json.dumps([lack.reason, lack.hint] if lack else None).encode())
-        os._exit(0)
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            lack = find_device_lack(host)
+            os.write(write_end, json.dumps([lack.reason, lack.hint] if lack else None).encode())
+        finally:
+            os._exit(0)  # whatever happens: this child must not go on as a second test run
     os.close(write_end)
     with os.fdopen(read_end, "rb") as answers:
         answer = json.loads(answers.read())
@@ -171,9 +173,9 @@ def lack_as_nobody(host: KvmHost) -> KvmVerdict | None:
 def test_a_closed_device_names_its_group_and_the_cure(tmp_path: Path, mode: int, cure: str) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can make a device's stand-in that belongs to another user: run as root")
-    tmp_path.chmod(0o755)
-    tmp_path.parent.chmod(0o755)
-    tmp_path.parent.parent.chmod(0o755)
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.owner() == "root" and directory.stat().st_mode & 0o005 != 0o005:
+            directory.chmod(0o755)
     device = tmp_path / "kvm"
     device.write_bytes(b"")
     os.chown(device, 0, 4)
