@@ -1,7 +1,8 @@
 """Runs a program and collects what it writes, without ever blocking the loop (guest floor).
 
-Called by the `exec_command` method, by services and by power. A program starts through posix_spawn in a session of its
-own, so that a time limit can kill it with everything it started; its end is heard through a pidfd, not through SIGCHLD.
+Called by the `exec_command` method, by services and by power; `execution` builds on the same `Child`. A program starts
+through posix_spawn in a session of its own, so that a time limit can kill it with everything it started; its end is
+heard through a pidfd, not through SIGCHLD.
 """
 
 import _signal  # type: ignore[import-not-found] # `signal` itself imports `enum`, which is slow
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .account import Account
     from .loop import Loop, Timer
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -25,7 +27,7 @@ _READS_PER_TURN = 8
 _REAP_INTERVAL_S = 0.02
 # A program expects its signals as the kernel gives them: Python ignores some for itself, and whoever started the agent
 # may have ignored others. SIGKILL and SIGSTOP cannot be set; 32 and 33 belong to the C library. Source: signal(7).
-_SIGNALS = [number for number in range(1, _signal.NSIG) if number not in (9, 19, 32, 33)]
+SIGNALS = [number for number in range(1, _signal.NSIG) if number not in (9, 19, 32, 33)]
 
 
 class Result:
@@ -50,10 +52,12 @@ class Result:
         self.seconds = seconds
 
 
-def build_environment(changes: "dict[str, str] | None" = None) -> "dict[str, str]":
-    """The agent's own environment, with what a program may rely on, and `changes` over it."""
+def build_environment(changes: "dict[str, str] | None" = None, account: "Account | None" = None) -> "dict[str, str]":
+    """The agent's own environment, with what a program may rely on and what its user has, and `changes` over it."""
     environment = {"PATH": DEFAULT_PATH, "HOME": "/root", "LANG": "C.UTF-8"}
     environment.update(os.environ)
+    if account is not None:
+        environment.update(account.environment)
     environment.update(changes or {})
     return environment
 
@@ -69,101 +73,85 @@ def find_program(name: str, environment: "dict[str, str]", cwd: str = "/") -> "s
     return None
 
 
-class Process:
-    """A running program. `done(Result)` is called once, when it has ended and its outputs have.
+def get_program(name: str, environment: "dict[str, str]", cwd: str) -> str:
+    """As `find_program`, but raises FileNotFoundError when there is none."""
+    program = find_program(name, environment, cwd)
+    if program is None:
+        raise FileNotFoundError(2, "no such program in PATH", name)
+    return program
+
+
+class Child:
+    """A running program: started, bounded in time, and its end heard. What its descriptors are is for a subclass.
 
     Args:
-        stdin: Bytes it reads before the end of its input.
         timeout_s: After this its whole process group is killed; 0 for no limit.
-        limit: How many bytes of each output are kept; what comes after is read and thrown away.
+        account: The user it runs as; None for the agent's own.
+        program: Where the program is, when it has been looked for already.
 
     Raises:
-        OSError: It could not be started; nothing is left behind.
-        ValueError: A string holds a zero byte or cannot be encoded.
+        OSError: There is no such program.
     """
 
     def __init__(
         self,
         loop: "Loop",
         argv: "list[str]",
-        done: "Callable[..., Any]",
         environment: "dict[str, str] | None" = None,
         cwd: str = "/",
-        stdin: bytes = b"",
         timeout_s: float = 0,
-        limit: int = 262144,
+        account: "Account | None" = None,
+        program: "str | None" = None,
     ) -> None:
-        environment = build_environment() if environment is None else environment
-        program = find_program(argv[0], environment, cwd)
-        if program is None:
-            raise FileNotFoundError(2, "no such program in PATH", argv[0])
         self._loop = loop
-        self._done = done
-        self._limit = limit
-        self._input = memoryview(stdin)
-        self._outputs: "dict[int, bytearray]" = {}
-        self._stdout = bytearray()
-        self._stderr = bytearray()
-        self._truncated = False
-        self._timed_out = False
-        self._status: "int | None" = None
-        self._pidfd = -1
-        self._stdin_fd = -1
+        self._argv = argv
+        self._environment = build_environment(None, account) if environment is None else environment
+        self._cwd = cwd
+        self._account = account
+        self._timeout_s = timeout_s
         self._timer: "Timer | None" = None
-        self._linger: "Timer | None" = None
+        self._pidfd = -1
         self._begin = monotonic()
-        self._seconds = 0.0
-        self.pid = self._spawn(program, argv, environment, cwd)
-        self._watch_end()
-        if self._stdin_fd >= 0:
-            loop.add(self._stdin_fd, OUT, self._write_input)
-        for fd in self._outputs:
-            self._watch_output(fd)
-        if timeout_s:
-            self._timer = loop.later(timeout_s, self._time_out)
+        self.timed_out = False
+        self.status: "int | None" = None
+        self.seconds = 0.0
+        self.pid = 0
+        self._program = program or get_program(argv[0], self._environment, cwd)
 
-    def kill(self) -> None:
-        """Kills the program and all of its process group."""
-        if self._status is None:
+    def start(self, descriptors: "list[int]", terminal: "str | None" = None) -> None:
+        """Starts it with these as 0, 1 and 2, which stay the caller's, or with a terminal as its own and as all three.
+
+        Raises:
+            OSError: It could not be started; nothing is left behind.
+            ValueError: A string holds a zero byte or cannot be encoded.
+        """
+        start = (self._program, self._argv, self._environment, self._cwd)
+        if self._account is None:
+            self.pid = _spawn(*start, descriptors, terminal)
+        else:
+            self.pid = self._account.spawn(*start, descriptors, terminal)
+        self._watch_end()
+        if self._timeout_s:
+            self._timer = self._loop.later(self._timeout_s, self._time_out)
+
+    def signal(self, number: int, group: bool = True) -> None:
+        """Sends a signal to its process group, or to it alone, if it still runs."""
+        if self.status is None:
             try:
-                os.killpg(self.pid, _signal.SIGKILL)
+                if group:
+                    os.killpg(self.pid, number)
+                else:
+                    os.kill(self.pid, number)
             except ProcessLookupError:
                 pass  # it has ended this moment; the pidfd tells
 
-    def _spawn(self, program: str, argv: "list[str]", environment: "dict[str, str]", cwd: str) -> int:
-        ours: "list[int]" = []
-        theirs: "list[int]" = []
-        try:
-            if self._input:
-                read_end, write_end = os.pipe2(os.O_CLOEXEC)
-                theirs.append(read_end)
-                ours.append(write_end)
-            else:
-                theirs.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
-            for _ in range(2):
-                read_end, write_end = os.pipe2(os.O_CLOEXEC)
-                ours.append(read_end)
-                theirs.append(write_end)
-            for fd in ours:
-                os.set_blocking(fd, False)
-            actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(theirs)]
-            # posix_spawn knows no working directory. There is one thread only, so the agent goes there and comes back.
-            os.chdir(cwd)
-            try:
-                pid = _posix_spawn(program, argv, environment, actions)
-            finally:
-                os.chdir("/")
-        except BaseException:
-            for fd in ours:
-                os.close(fd)
-            raise
-        finally:
-            for fd in theirs:
-                os.close(fd)
-        if self._input:
-            self._stdin_fd = ours.pop(0)
-        self._outputs = {ours[0]: self._stdout, ours[1]: self._stderr}
-        return pid
+    def kill(self) -> None:
+        """Kills the program and all of its process group."""
+        self.signal(_signal.SIGKILL)
+
+    def end(self) -> None:
+        """The program has ended; a subclass says what follows."""
+        raise NotImplementedError
 
     def _watch_end(self) -> None:
         try:
@@ -181,21 +169,91 @@ class Process:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid == 0:
             return False
-        self._status = status
-        self._seconds = monotonic() - self._begin
+        self.status = status
+        self.seconds = monotonic() - self._begin
         if self._pidfd >= 0:
             self._loop.remove(self._pidfd)
             os.close(self._pidfd)
-        self._close_input()
         if self._timer is not None:
             self._timer.cancel()
+        self.end()
+        return True
+
+    def _time_out(self) -> None:
+        self.timed_out = True
+        self.kill()
+
+
+class Process(Child):
+    """A running program whose outputs are collected. `done(Result)` is called once, when it and its outputs have ended.
+
+    Args:
+        stdin: Bytes it reads before the end of its input.
+        timeout_s: After this its whole process group is killed; 0 for no limit.
+        limit: How many bytes of each output are kept; what comes after is read and thrown away.
+        account, program: As for `Child`.
+
+    Raises:
+        OSError: It could not be started; nothing is left behind.
+        ValueError: A string holds a zero byte or cannot be encoded.
+    """
+
+    def __init__(
+        self,
+        loop: "Loop",
+        argv: "list[str]",
+        done: "Callable[..., Any]",
+        environment: "dict[str, str] | None" = None,
+        cwd: str = "/",
+        stdin: bytes = b"",
+        timeout_s: float = 0,
+        limit: int = 262144,
+        account: "Account | None" = None,
+        program: "str | None" = None,
+    ) -> None:
+        Child.__init__(self, loop, argv, environment, cwd, timeout_s, account, program)
+        self._done = done
+        self._limit = limit
+        self._input = memoryview(stdin)
+        self._outputs: "dict[int, bytearray]" = {}
+        self._stdout = bytearray()
+        self._stderr = bytearray()
+        self._truncated = False
+        self._stdin_fd = -1
+        self._linger: "Timer | None" = None
+        self._open_and_start()
+        if self._stdin_fd >= 0:
+            loop.add(self._stdin_fd, OUT, self._write_input)
+        for fd in self._outputs:
+            self._watch_output(fd)
+
+    def _open_and_start(self) -> None:
+        ours: "list[int]" = []
+        theirs: "list[int]" = []
+        try:
+            theirs.append(open_null(os.O_RDONLY) if not self._input else open_pipe(ours, 1))
+            for _ in range(2):
+                theirs.append(open_pipe(ours, 0))
+            self.start(theirs)
+        except BaseException:
+            for fd in ours:
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        if self._input:
+            self._stdin_fd = ours.pop(0)
+        self._outputs = {ours[0]: self._stdout, ours[1]: self._stderr}
+
+    def end(self) -> None:
+        self._close_input()
         if self._outputs:
             self._linger = self._loop.later(LINGER_S, self._finish)
             for fd in list(self._outputs):
                 self._read_output(fd)
         else:
             self._finish()
-        return True
 
     def _watch_output(self, fd: int) -> None:
         self._loop.add(fd, IN | HANGUP, lambda _events: self._read_output(fd))
@@ -209,7 +267,7 @@ class Process:
                 return
             if not data:
                 self._close_output(fd)
-                if not self._outputs and self._status is not None:
+                if not self._outputs and self.status is not None:
                     self._finish()
                 return
             room = self._limit - len(kept)
@@ -237,29 +295,62 @@ class Process:
             os.close(self._stdin_fd)
             self._stdin_fd = -1
 
-    def _time_out(self) -> None:
-        self._timed_out = True
-        self.kill()
-
     def _finish(self) -> None:
         if self._linger is not None:
             self._linger.cancel()
         for fd in list(self._outputs):
             self._close_output(fd)
-        status = self._status or 0
-        result = Result(
-            status, bytes(self._stdout), bytes(self._stderr), self._truncated, self._timed_out, self._seconds
-        )
+        status = self.status or 0
+        result = Result(status, bytes(self._stdout), bytes(self._stderr), self._truncated, self.timed_out, self.seconds)
         self._done(result)
 
 
-def _posix_spawn(program: str, argv: "list[str]", environment: "dict[str, str]", actions: "list[Any]") -> int:
+def open_null(flags: int) -> int:
+    return os.open("/dev/null", flags | os.O_CLOEXEC)
+
+
+def open_pipe(ours: "list[int]", end: int) -> int:
+    """Makes a pipe: adds our end of it (0 to read, 1 to write) to `ours`, not blocking, and gives the other end."""
+    ends = os.pipe2(os.O_CLOEXEC)
+    ours.append(ends[end])
+    os.set_blocking(ends[end], False)
+    return ends[1 - end]
+
+
+def _spawn(
+    program: str,
+    argv: "list[str]",
+    environment: "dict[str, str]",
+    cwd: str,
+    descriptors: "list[int]",
+    terminal: "str | None",
+) -> int:
+    if terminal is None:
+        actions: "list[Any]" = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(descriptors)]
+    else:
+        # The first terminal that the leader of a session opens becomes its controlling one. Source: tty_ioctl(4);
+        # glibc, sysdeps/unix/sysv/linux/spawni.c calls setsid before it carries out the file actions.
+        actions = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
+        actions += [(os.POSIX_SPAWN_DUP2, 0, number) for number in (1, 2)]
+    # posix_spawn knows no working directory. There is one thread only, so the agent goes there and comes back.
+    os.chdir(cwd)
+    try:
+        return _posix_spawn(program, argv, environment, actions, terminal is None)
+    finally:
+        os.chdir("/")
+
+
+def _posix_spawn(
+    program: str, argv: "list[str]", environment: "dict[str, str]", actions: "list[Any]", group_is_enough: bool
+) -> int:
     try:
         return os.posix_spawn(
-            program, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_SIGNALS
+            program, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=SIGNALS
         )
     except NotImplementedError:
+        if not group_is_enough:
+            raise OSError(95, "this C library cannot give a program a terminal") from None
         # A C library without POSIX_SPAWN_SETSID: a process group of its own is all that killing needs.
         return os.posix_spawn(
-            program, argv, environment, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=_SIGNALS
+            program, argv, environment, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=SIGNALS
         )
