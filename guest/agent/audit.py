@@ -75,6 +75,7 @@ class AuditLog:
         self._lost = 0
         self._failed = False
         self._waits = False
+        self.held = False  # while it is, nothing is written to the disk
 
     def write(self, session: "str | None", method: str, params: "dict[str, Any]", code: int, seconds: float) -> None:
         """Adds a line, on its way to the disk within a tenth of a second."""
@@ -103,7 +104,7 @@ class AuditLog:
 
     def flush(self) -> None:
         """Writes what was gathered; what cannot be written now is tried again, as far as there is room for it."""
-        if not self._gathered:
+        if not self._gathered or self.held:
             return
         try:
             if self._lost:

@@ -77,6 +77,12 @@ HANDLERS = {
     "reboot": "power",
     "message": "message",
     "share_changed": "message",
+    "get_metrics": "metrics",
+    "metrics_watch": "metrics",
+    "filesystem_freeze": "filesystem",
+    "filesystem_thaw": "filesystem",
+    "filesystem_status": "filesystem",
+    "filesystem_trim": "filesystem",
 }
 
 

@@ -48,6 +48,7 @@ class Guard:
         self._deny = settings["method_deny"]
         self._settings = settings
         self._rate = self._audit = self._paths = None
+        self._frozen = False
         self.identity: "Identity | None" = None
         if settings["calls_per_second"]:
             from .ratelimit import RateLimit
@@ -67,7 +68,15 @@ class Guard:
             self.identity = _find_identity(settings["run_as"])
         if settings["read_paths"] is not None or settings["write_paths"] is not None or settings["denied_paths"]:
             self.paths  # noqa: B018 # from now on, not from the first call on, it is known what is denied
-        self.active = bool(self._rate or self._audit or self._allow is not None or self._deny)
+        self._has_rules = self.active = bool(self._rate or self._audit or self._allow is not None or self._deny)
+
+    def hold(self, frozen: bool) -> None:
+        """While the file systems are frozen nothing is let through that might write, and the audit log waits."""
+        self._frozen = frozen
+        self.active = frozen or self._has_rules
+        if self._audit is not None:
+            self._audit.held = frozen
+            self._audit.flush()
 
     @property
     def paths(self) -> "Policy":
@@ -96,6 +105,10 @@ class Guard:
             key = "method_deny" if _matches(method, self._deny) else "method_allow"
             text = "%s is not permitted by %s of the agent's configuration" % (method, key)
             raise dispatch.CallError(dispatch.NOT_PERMITTED, text, {"key": key})
+        if self._frozen:
+            from . import freezer
+
+            freezer.check_allowed(method)
         if self._rate is not None and method not in _UNLIMITED:
             wait_s = self._rate.take()
             if wait_s:
@@ -108,6 +121,8 @@ class Guard:
             if not self.allows(name):
                 text = "%s is not permitted by the agent's configuration" % verb[:64]
                 raise dispatch.CallError(dispatch.NOT_PERMITTED, text)
+        if self._frozen and verb != "diagnostics":
+            raise dispatch.CallError(dispatch.BUSY, "the file systems are frozen")
 
     def follow(self, method: str, params: "object") -> "Callable[[dict[str, Any]], None] | None":
         """Gives what takes the answer of this call, to write both into the audit log; None without one."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .carriers.share import ShareCarrier
     from .carriers.vsock import VsockListener
     from .display.screen import Screen
+    from .freezer import Freezer
     from .jobs import Jobs
     from .loop import Timer
     from .sessions import Sessions
@@ -74,6 +75,7 @@ class Agent:
         self.session: "str | None" = None
         self.transport = "virtio-serial"
         self.display: "Screen | None" = None
+        self.freezer: "Freezer | None" = None
         self.console = ConsoleCarrier(self.loop, settings["console"], self.counters)
         self.guard = Guard(self, settings)
         self.share: "ShareCarrier | None" = None
