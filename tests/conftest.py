@@ -99,6 +99,16 @@ def _require(config: pytest.Config, name: str) -> None:
 
 
 @pytest.fixture
+def public_path(tmp_path: Path) -> Path:
+    """A directory of the test's own that every user of this machine can reach."""
+    top = Path(tempfile.gettempdir())
+    for directory in (tmp_path, *tmp_path.parents):
+        if top in directory.parents:
+            directory.chmod(0o755)
+    return tmp_path
+
+
+@pytest.fixture
 def need(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Call it with a name from `NEEDS`: the test is skipped, with the cure, when that is missing."""
     return lambda name: _require(request.config, name)

@@ -88,19 +88,17 @@ def machine(tmp_path: Path) -> Machine:
 
 
 @pytest.fixture
-def user_machine(tmp_path: Path) -> Machine:
+def user_machine(public_path: Path) -> Machine:
     """A machine on which the command is run by an ordinary user."""
-    machine = Machine(tmp_path)
+    machine = Machine(public_path)
     if os.getuid() != 0:
         return machine
     if not Path("/usr/bin/python3").exists() or not os.access("/usr/bin/python3", os.X_OK):
         pytest.skip("needs the system's Python to run as another user: apt-get install python3-venv")
     machine.python = "/usr/bin/python3"
     machine.user = 65534
-    for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        directory.chmod(0o755)
     machine.programs.chmod(0o777)
-    tmp_path.chmod(0o777)
+    public_path.chmod(0o777)
     return machine
 
 
