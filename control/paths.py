@@ -118,8 +118,19 @@ class InstanceFiles:
         return self.sockets / "agent.socket"
 
     @property
+    def bulk_socket(self) -> Path:
+        return self.sockets / "bulk.socket"
+
+    @property
     def all_sockets(self) -> tuple[Path, ...]:
-        return (self.qmp_socket, self.monitor_socket, self.serial_socket, self.hvc0_socket, self.agent_socket)
+        return (
+            self.qmp_socket,
+            self.monitor_socket,
+            self.serial_socket,
+            self.hvc0_socket,
+            self.agent_socket,
+            self.bulk_socket,
+        )
 
 
 def check_instance_name(name: str) -> str:

@@ -18,6 +18,9 @@ from control.units import MIB
 AGENT_PORT = "org.unhinged.agent.0"
 """The virtio-serial port the agent listens on; the guest finds it by this name in /sys/class/virtio-ports."""
 
+BULK_PORT = "org.unhinged.bulk.0"
+"""The port beside it, which carries the agent's streams (docs/protocol.md)."""
+
 _CPU_MODELS = {
     "kvm": "host",
     # RDRAND saves the guest a second of waiting for entropy. `rep movsb` and five-level page tables are slow to
@@ -109,6 +112,8 @@ def _agent(spec: VMSpec, files: InstanceFiles) -> Rows:
     return [
         ("-chardev", _socket("agent", files.agent_socket)),
         ("-device", _json(driver="virtserialport", id="agent", bus="ports.0", chardev="agent", name=AGENT_PORT)),
+        ("-chardev", _socket("bulk", files.bulk_socket)),
+        ("-device", _json(driver="virtserialport", id="bulk", bus="ports.0", chardev="bulk", name=BULK_PORT)),
     ]
 
 

@@ -29,6 +29,7 @@ class Record:
     Attributes:
         pid, start_ticks: Name the QEMU process for good; 0 when there is none.
         host_boot_id: The host boot `start_ticks` counts from: after a reboot of the host nothing runs any more.
+        bulk: Whether the agent has a port for streams; a VM that an earlier version started has none.
         sockets: Where its sockets lie; which short directory a long path gets depends on the environment of the start.
         spec: The specification as plain data, for people and tools to read.
     """
@@ -42,6 +43,7 @@ class Record:
     started_at: str = ""
     ended: str = ""
     agent: bool = False
+    bulk: bool = False
     hvc0: bool = False
     share: str = ""
     sockets: str = ""

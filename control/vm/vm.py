@@ -251,8 +251,12 @@ class VM:
         stack.callback(self._console.close)
         if self._record.agent:
             connection = await connect_socket(self.files.agent_socket, self.process, timeout_s=SOCKET_TIMEOUT_S)
-            self._agent = AgentClient(connection, self._take_notification)
-            stack.callback(self._agent.close)
+            stack.callback(connection.close)
+            bulk = None
+            if self._record.bulk:
+                bulk = await connect_socket(self.files.bulk_socket, self.process, timeout_s=SOCKET_TIMEOUT_S)
+                stack.callback(bulk.close)
+            self._agent = AgentClient(connection, self._take_notification, bulk=bulk)
         journal = stack.enter_context(open_journal(self.files.messages, fresh=self._state is State.STARTING))
         self._traffic = Traffic(journal, self._listener, self._observe)
         stack.callback(self._traffic.close)
@@ -333,16 +337,19 @@ class VM:
                 await self._let_console_settle()
                 self._fail(self.watch.panic_error())
             case "VSERPORT_CHANGE" if self._agent is not None and event.data.get("id") == "agent":
-                await self._take_port_change(self._agent, opened=bool(event.data.get("open")))
+                self._take_port_change(self._agent, opened=bool(event.data.get("open")))
             case "STOP" if self._state is State.RUNNING:
                 await self._judge_stop(monitor)
-            case "RESUME" if self._state is State.PAUSED:
-                self._enter(State.RUNNING)
+            case "RESUME":
+                if self._agent is not None:
+                    self._agent.shake_hands()  # a snapshot may have been restored while the guest stood still
+                if self._state is State.PAUSED:
+                    self._enter(State.RUNNING)
 
-    async def _take_port_change(self, agent: AgentClient, *, opened: bool) -> None:
+    def _take_port_change(self, agent: AgentClient, *, opened: bool) -> None:
         """Follow an agent that ends, and begins again, without a restart of the guest."""
         if opened:
-            await agent.shake_hands()
+            agent.shake_hands()
         else:
             agent.forget_agent("the guest agent closed its port")
 
@@ -350,7 +357,7 @@ class VM:
         if self._agent is not None:
             self._agent.forget_agent("the guest was restarted")
             # Also when no agent had answered yet: the request that was under way has just been given up.
-            self._start_task(self._agent.shake_hands())
+            self._agent.shake_hands()
         cause = None if self.watch.up else self.watch.judge_silence()
         if cause is not None and cause.exit_code == EXIT_GUEST_PANICKED:
             self._fail(self.watch.to_error(cause))  # a kernel with panic=N starts over, and over
@@ -593,6 +600,7 @@ async def open_vm(
             accelerator=spec.accelerator,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
             agent=spec.agent,
+            bulk=spec.agent,
             hvc0=spec.hvc0,
             share=str(spec.share.path) if spec.share else "",
             sockets=str(files.sockets),

@@ -14,9 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.agent import client as agent_client
+from control.agent import jobs
 from control.agent import lines as agent_lines
 from control.agent.client import AgentClient
+from control.agent.connection import ROOM_BYTES
+from control.agent.frames import LINE_MARK
+from control.agent.jobs import Job
 from control.agent.lines import LineDecoder
 from control.errors import AgentCallError, AgentProtocolError, WaitTimeout
 
@@ -67,13 +70,13 @@ class Peer:
         self._received = b""
 
     async def read(self) -> Any:
-        """The next line that is not empty, as JSON."""
+        """The next line that is neither empty nor a frame, as JSON."""
         loop = asyncio.get_running_loop()
         while True:
             line, end, rest = self._received.partition(b"\n")
             if end:
                 self._received = rest
-                if line:
+                if line and line[0] != LINE_MARK:
                     return json.loads(line)
                 continue
             chunk = await loop.sock_recv(self.connection, 65536)
@@ -87,10 +90,13 @@ class Peer:
     async def answer(self, request: Any, result: Any) -> None:
         await self.send({"jsonrpc": "2.0", "id": request["id"], "result": result})
 
-    async def shake_hands(self) -> None:
+    async def shake_hands(self) -> str:
+        """Answer the `hello`; return its session."""
         request = await self.read()
-        assert request["method"] == "get_agent_info"
-        await self.answer(request, INFO)
+        assert request["method"] == "hello"
+        session = str(request["params"]["session"])
+        await self.answer(request, {**INFO, "session": session})
+        return session
 
 
 class Desk:
@@ -136,7 +142,7 @@ async def test_the_handshake_comes_first_and_says_who_is_there() -> None:
         assert not desk.client.ready.is_set()
         await desk.peer.shake_hands()
         await desk.client.wait_until_ready(5)
-        assert desk.client.info == INFO
+        assert desk.client.info == {**INFO, "session": desk.client.info["session"]}
 
 
 async def test_a_channel_that_is_dead_before_the_handshake_is_just_an_end() -> None:
@@ -149,7 +155,9 @@ async def test_a_channel_that_is_dead_before_the_handshake_is_just_an_end() -> N
     client = AgentClient(ours, take)
     async with asyncio.timeout(5):
         await client.serve()
-        await client.shake_hands()
+        client.shake_hands()
+        with pytest.raises(AgentProtocolError, match="ended before an agent was there"):
+            await client.wait_until_ready(600)
     client.close()
 
 
@@ -159,7 +167,7 @@ async def test_garbage_before_the_handshake_is_dropped() -> None:
         await desk.peer.shake_hands()
         await desk.client.wait_until_ready(5)
         assert desk.client.dropped == 3
-        assert desk.client.info == INFO
+        assert desk.client.ready.is_set()
 
 
 async def test_answers_out_of_order_reach_their_callers() -> None:
@@ -289,15 +297,27 @@ async def test_a_call_after_the_end_does_not_wait_for_its_deadline() -> None:
                 await desk.client.call("ping", timeout_s=600)
 
 
-async def test_no_answer_in_time_says_so_and_a_late_one_is_dropped() -> None:
+async def test_no_answer_in_time_says_so_is_cancelled_and_a_late_answer_is_dropped() -> None:
     async with open_desk() as desk:
         with pytest.raises(WaitTimeout, match="ping"):
             await desk.client.call("ping", timeout_s=0.05)
-        await desk.peer.answer(await desk.peer.read(), {})
+        request = await desk.peer.read()
+        assert await desk.peer.read() == {"jsonrpc": "2.0", "method": "cancel", "params": {"id": request["id"]}}
+        await desk.peer.answer(request, {})
         other = asyncio.create_task(desk.client.call("ping"))
         await desk.peer.answer(await desk.peer.read(), 2)
         assert await other == 2
         assert desk.client.dropped == 1
+
+
+async def test_a_caller_that_is_cancelled_cancels_its_call() -> None:
+    async with open_desk() as desk:
+        call = asyncio.create_task(desk.client.call("exec_command", timeout_s=600))
+        request = await desk.peer.read()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert (await desk.peer.read())["params"] == {"id": request["id"]}
 
 
 async def test_nobody_there_says_what_was_last_seen() -> None:
@@ -322,10 +342,9 @@ async def test_a_restarted_guest_fails_its_calls_and_a_new_handshake_finds_the_n
         with pytest.raises(AgentProtocolError, match="restarted"):
             await call
         assert not desk.client.ready.is_set()
-        again = asyncio.create_task(desk.client.shake_hands())
+        desk.client.shake_hands()
         await desk.peer.answer(old, "late")
         await desk.peer.shake_hands()
-        await again
         await desk.client.wait_until_ready(5)
         assert desk.client.dropped == 1
 
@@ -334,12 +353,13 @@ async def test_a_cancelled_call_does_not_leave_half_a_line() -> None:
     """The guest does not read; a large request is half written when its caller is cancelled."""
     async with open_desk() as desk:
         big = asyncio.create_task(desk.client.call("exec_command", {"stdin": "x" * 3_000_000}))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         big.cancel()
         with pytest.raises(asyncio.CancelledError):
             await big
         call = asyncio.create_task(desk.client.call("ping"))
         assert (await desk.peer.read())["method"] == "exec_command"
+        assert (await desk.peer.read())["method"] == "cancel"
         await desk.peer.answer(await desk.peer.read(), "whole")
         assert await call == "whole"
 
@@ -347,20 +367,38 @@ async def test_a_cancelled_call_does_not_leave_half_a_line() -> None:
 async def test_closing_while_a_line_is_half_written_leaves_nothing() -> None:
     async with open_desk() as desk:
         big = asyncio.create_task(desk.client.call("exec_command", {"stdin": "x" * 3_000_000}))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         big.cancel()
         with pytest.raises(asyncio.CancelledError):
             await big
 
 
-async def test_a_guest_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_client, "WRITE_TIMEOUT_S", 0.1)
+async def test_a_guest_that_stands_still_costs_the_calls_of_that_time_only() -> None:
+    """Paused with its port full: calls fail at their deadline; what had not gone is taken back; then all is well."""
     async with open_desk() as desk:
-        with pytest.raises(AgentProtocolError, match="does not read"):
-            await desk.client.call("exec_command", {"stdin": "x" * 3_000_000})
-        # Half a line is on its way: this channel is of no use any more.
-        with pytest.raises(AgentProtocolError):
-            await desk.client.call("ping")
+        with pytest.raises(WaitTimeout, match="exec_command") as caught:
+            await desk.client.call("exec_command", {"stdin": "x" * 3_000_000}, timeout_s=0.05)
+        assert "is it paused" in caught.value.evidence[0]
+        for _ in range(3):
+            with pytest.raises(WaitTimeout):
+                await desk.client.call("system_info", timeout_s=0.01)
+        kept = asyncio.create_task(desk.client.call("ping"))
+        assert (await desk.peer.read())["method"] == "exec_command"
+        assert (await desk.peer.read())["method"] == "cancel"
+        request = await desk.peer.read()
+        assert request["method"] == "ping", "what nobody waits for was never sent"
+        await desk.peer.answer(request, "again")
+        assert await kept == "again"
+
+
+async def test_what_waits_for_a_guest_that_stands_still_is_bounded() -> None:
+    async with open_desk() as desk:
+        calls = [asyncio.create_task(desk.client.call("x", {"data": "x" * 500_000}, timeout_s=0.2)) for _ in range(50)]
+        await asyncio.sleep(0.1)
+        assert desk.client._outbox.waiting_bytes < 2 * ROOM_BYTES
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(outcome, WaitTimeout) for outcome in outcomes)
+        assert desk.client._outbox.waiting_bytes < 600_000, "only the line that has begun to go is left"
 
 
 async def test_notifications_arrive_in_order() -> None:
@@ -424,17 +462,149 @@ async def test_a_listener_that_stands_still_slows_the_guest() -> None:
     assert sent < 4 * 1024 * 1024
 
 
-async def test_calls_of_an_agent_that_was_restarted_fail_and_newer_ones_do_not() -> None:
-    """QEMU may report a port that was closed and opened again within a second as open only: the pid then tells."""
+async def test_another_agent_behind_the_same_port_is_noticed() -> None:
+    """QEMU may report a port that was closed and opened again within a second as open only: its session then tells.
+
+    So does that of an agent which a restored snapshot put back into an earlier session.
+    """
     async with open_desk() as desk:
         lost = asyncio.create_task(desk.client.call("exec_command", timeout_s=30))
         assert (await desk.peer.read())["method"] == "exec_command"
-        await desk.client.shake_hands()
-        handshake = await desk.peer.read()
-        kept = asyncio.create_task(desk.client.call("ping", timeout_s=30))
-        ping = await desk.peer.read()
-        await desk.peer.answer(handshake, {**INFO, "pid": 2})
-        with pytest.raises(AgentProtocolError, match="restarted before it answered exec_command"):
+        desk.client.shake_hands()
+        desk.client.shake_hands()
+        question = await desk.peer.read()
+        assert question["method"] == "get_agent_info"
+        await desk.peer.answer(question, {**INFO, "session": "of an earlier time"})
+        with pytest.raises(AgentProtocolError, match="snapshot, before it answered exec_command"):
             await lost
-        await desk.peer.answer(ping, {})
-        assert await kept == {}
+        await desk.peer.shake_hands()
+        await desk.client.wait_until_ready(5)
+
+
+async def test_the_same_agent_keeps_its_calls() -> None:
+    async with open_desk() as desk:
+        kept = asyncio.create_task(desk.client.call("exec_command", timeout_s=30))
+        asked = await desk.peer.read()
+        desk.client.shake_hands()
+        await desk.peer.answer(await desk.peer.read(), {**INFO, "session": desk.client.info["session"]})
+        await desk.peer.answer(asked, "kept")
+        assert await kept == "kept"
+
+
+async def test_an_agent_that_knows_no_hello_is_named_at_once() -> None:
+    async with open_desk(ready=False) as desk:
+        request = await desk.peer.read()
+        await desk.peer.send({"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32601, "message": "no"}})
+        with pytest.raises(AgentProtocolError, match="too old"):
+            await desk.client.wait_until_ready(600)
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_thousand_calls_go_in_one_line() -> None:
+    async with open_desk() as desk:
+        call = asyncio.create_task(desk.client.call_many([("ping", {"n": n}) for n in range(1001)]))
+        batch = await desk.peer.read()
+        assert len(batch) == 1000
+        answers: list[Any] = [{"jsonrpc": "2.0", "id": one["id"], "result": one["params"]["n"]} for one in batch]
+        answers[7] = {"jsonrpc": "2.0", "id": batch[7]["id"], "error": {"code": -32004, "message": "busy"}}
+        answers += [None, [answers[0]], {"jsonrpc": "2.0", "id": "made up", "result": 1}]
+        await desk.peer.send(answers[::-1])
+        (last,) = await desk.peer.read()
+        await desk.peer.send([{"jsonrpc": "2.0", "id": last["id"], "result": 1000}])
+        results = await call
+        assert isinstance(results[7], AgentCallError)
+        assert [result for n, result in enumerate(results) if n != 7] == [n for n in range(1001) if n != 7]
+        assert desk.client.dropped == 3
+
+
+async def test_a_batch_that_is_not_answered_is_cancelled() -> None:
+    async with open_desk() as desk:
+        with pytest.raises(WaitTimeout):
+            await desk.client.call_many([("ping", {}), ("ping", {})], timeout_s=0.05)
+        batch = await desk.peer.read()
+        assert [(await desk.peer.read())["params"]["id"] for _ in batch] == [one["id"] for one in batch]
+
+
+async def test_a_request_that_fits_on_no_line_is_not_sent() -> None:
+    async with open_desk() as desk:
+        with pytest.raises(AgentCallError, match="a line at most"):
+            await desk.client.call("x", {"data": "x" * 4_200_000})
+        call = asyncio.create_task(desk.client.call("ping"))
+        await desk.peer.answer(await desk.peer.read(), 1)
+        assert await call == 1
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+async def start(desk: Desk, number: object = 5, *more: Any) -> Job:
+    starting = asyncio.create_task(desk.client.start_job("metrics_watch", {}))
+    request = await desk.peer.read()
+    await desk.peer.send({"jsonrpc": "2.0", "id": request["id"], "result": {"job": number}}, *more)
+    return await starting
+
+
+def done(number: object, **outcome: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "method": "job_done", "params": {"job": number, **outcome}}
+
+
+async def test_a_job_whose_end_comes_with_its_answer() -> None:
+    async with open_desk() as desk:
+        event = {"jsonrpc": "2.0", "method": "metrics", "params": {"job": 5, "n": 1}}
+        job = await start(desk, 5, event, done(5, result={"x": 1}), done(5, result={}))
+        assert await job.wait(5) == {"x": 1}
+        assert [event["n"] async for event in job.events()] == [1]
+        await start(desk, 6)
+        assert desk.client.dropped == 1, "the second end of the same job"
+
+
+async def test_a_job_that_fails() -> None:
+    async with open_desk() as desk:
+        job = await start(desk, 5, done(5, error={"code": -32006, "message": "cancelled", "data": {"pid": 1}}))
+        with pytest.raises(AgentCallError, match="cancelled") as caught:
+            await job.wait(5)
+        assert (caught.value.code, caught.value.data) == (-32006, {"pid": 1})
+
+
+async def test_a_job_is_lost_with_its_guest() -> None:
+    async with open_desk() as desk:
+        job = await start(desk)
+        desk.peer.connection.close()
+        with pytest.raises(AgentProtocolError, match="before metrics_watch ended"):
+            await job.wait(5)
+
+
+@pytest.mark.parametrize("number", [None, "5", True, 1.5, [5]])
+async def test_a_job_without_a_number_is_an_error(number: object) -> None:
+    async with open_desk() as desk:
+        with pytest.raises(AgentProtocolError, match="names no job"):
+            await start(desk, number)
+
+
+async def test_two_jobs_with_one_number_are_an_error() -> None:
+    async with open_desk() as desk:
+        await start(desk, 5)
+        with pytest.raises(AgentProtocolError, match="names no job"):
+            await start(desk, 5)
+
+
+async def test_a_job_whose_caller_has_gone_is_cancelled_when_it_turns_up() -> None:
+    async with open_desk() as desk:
+        with pytest.raises(WaitTimeout):
+            await desk.client.start_job("exec_start", {}, timeout_s=0.05)
+        request = await desk.peer.read()
+        assert (await desk.peer.read())["method"] == "cancel"
+        await desk.peer.answer(request, {"job": 9})
+        assert await desk.peer.read() == {"jsonrpc": "2.0", "method": "job_cancel", "params": {"job": 9}}
+
+
+async def test_events_that_nobody_reads_take_bounded_memory() -> None:
+    async with open_desk() as desk:
+        job = await start(desk)
+        events = [{"jsonrpc": "2.0", "method": "metrics", "params": {"job": 5, "n": n}} for n in range(5000)]
+        await desk.peer.send(*events, done(5, result={}))
+        await job.wait(5)
+        assert [event["n"] async for event in job.events()] == list(range(5000 - jobs.KEPT_EVENTS, 5000))
+        assert job.missed == 5000 - jobs.KEPT_EVENTS
