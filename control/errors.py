@@ -121,6 +121,43 @@ class AgentCallError(ControlError):
         self.data = data
 
 
+class ExecError(ControlError):
+    """A command in the guest ended, and not well; `exit_code` is its own, or 128 and the number of the signal.
+
+    Attributes:
+        command: Program and arguments.
+        signal: The signal that killed it, else 0.
+        stdout, stderr: What it wrote.
+    """
+
+    def __init__(
+        self, command: Sequence[str], exit_code: int, stdout: bytes, stderr: bytes, *, signal: int = 0
+    ) -> None:
+        how = f"was killed by signal {signal}" if signal else f"ended with exit code {exit_code}"
+        super().__init__(f"{_show_command(command)} {how} in the guest")
+        self.command = tuple(command)
+        self.exit_code = exit_code
+        self.signal = signal
+        self.stdout = stdout
+        self.stderr = stderr
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        return _show_output(self.stderr, self.stdout)
+
+
+class TransferError(ControlError):
+    """A file or tree could not be copied; no file is left half written under its own name, those before it are there.
+
+    Attributes:
+        path: What it failed at, as far as it is known.
+    """
+
+    def __init__(self, message: str, *, path: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
 class MessageError(ControlError):
     """A text that claims to be a message does not fit the message schema; it was not delivered."""
 
@@ -141,5 +178,38 @@ class WaitTimeout(ControlError):
         return self.last_seen
 
 
+class ExecTimeout(WaitTimeout):
+    """A command in the guest took longer than it may; holds the output so far.
+
+    Attributes:
+        killed: Whether its whole process group was killed; otherwise it runs on.
+    """
+
+    def __init__(self, command: Sequence[str], seconds: float, stdout: bytes, stderr: bytes, *, killed: bool) -> None:
+        super().__init__(f"the end of {_show_command(command)} in the guest", seconds)
+        self.command = tuple(command)
+        self.stdout = stdout
+        self.stderr = stderr
+        self.killed = killed
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        return _show_output(self.stderr, self.stdout)
+
+
 class ImageError(ControlError):
     """A disk, ISO or kernel file is missing, unreadable, or is not what it claims to be."""
+
+
+def _show_command(command: Sequence[str]) -> str:
+    shown = " ".join(command)
+    return shown if len(shown) <= 120 else shown[:120] + "…"
+
+
+def _show_output(*outputs: bytes) -> tuple[str, ...]:
+    """The last lines of the first output that holds any."""
+    for output in outputs:
+        lines = output[-2000:].decode("utf-8", "replace").splitlines()
+        if lines:
+            return tuple("".join(c if c.isprintable() else "?" for c in line)[:300] for line in lines[-6:])
+    return ()

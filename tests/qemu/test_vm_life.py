@@ -308,7 +308,7 @@ async def test_a_reset_before_the_agent_was_up_does_not_lose_it(spec: VMSpec, fi
         async with asyncio.timeout(10):
             while not ear.notes or not vm.agent._pending:  # noqa: ASYNC110 - nobody answers here, so nothing happens
                 await asyncio.sleep(0.005)
-        assert [method for _, method, _ in vm.agent._pending.values()] == ["get_agent_info"]
+        assert [pending.method for pending in vm.agent._pending.values()] == ["hello"]
 
 
 async def test_screenshots(spec: VMSpec, files: InstanceFiles, workdir: Path) -> None:
