@@ -83,6 +83,7 @@ HANDLERS = {
     "filesystem_thaw": "filesystem",
     "filesystem_status": "filesystem",
     "filesystem_trim": "filesystem",
+    "log_follow": "logs",
 }
 
 

@@ -137,7 +137,10 @@ class Freezer:
         if self._told is not None:
             raise dispatch.CallError(dispatch.BUSY, "it is being frozen or thawed just now")
         self._told = done
-        os.write(self._fd, _STOP)
+        try:
+            os.write(self._fd, _STOP)
+        except OSError:
+            pass  # its time was up this moment; it tells itself that it has thawed them
 
     def _read(self, _events: int) -> None:
         try:
@@ -239,6 +242,9 @@ def _freeze_and_wait(fd: int, targets: "list[Mount]", timeout_s: float) -> None:
     for mount in reversed(targets):
         try:
             directory = os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY)
+            if not _is_on(directory, mount):
+                skipped.append(mount.path)
+                continue
             fcntl.ioctl(directory, _FIFREEZE, 0)
         except OSError as error:
             if error.errno in _UNSUPPORTED:
@@ -263,6 +269,12 @@ def _freeze_and_wait(fd: int, targets: "list[Mount]", timeout_s: float) -> None:
     thawed = _thaw(frozen)
     if frozen:
         _tell(fd, wire.encode({"frozen": [], "thawed": thawed, "reason": reason, "failed": []}))
+
+
+def _is_on(directory: int, mount: "Mount") -> bool:
+    """Whether the directory is that of the mount, and not of another one that hides it."""
+    device = os.fstat(directory).st_dev
+    return mount.device.startswith("0:") or mount.device == "%d:%d" % (os.major(device), os.minor(device))
 
 
 def _tell(fd: int, line: bytes) -> bool:

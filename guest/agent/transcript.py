@@ -27,8 +27,10 @@ class Transcript:
     def __init__(self, writer: "Writer | None") -> None:
         self._writer = writer
         self.tail = b""
+        self.size = 0
 
     def write(self, data: bytes) -> bool:
+        self.size += len(data)
         self.tail = (self.tail + data)[-_TAIL_BYTES:]
         return True if self._writer is None else self._writer.write(data)
 
