@@ -98,6 +98,8 @@ KEYS: "dict[str, tuple[Any, Callable[[object], str | None], bool]]" = {
     "exec_timeout_s": (0, _number(0, 86400), True),
     # the greatest time limit a command may have, and the one of a command that has none; 0 for none
     "exec_max_timeout_s": (0, _number(0, 86400), False),
+    # a disk this full is nearly full, in percent; 0 says nothing of disks
+    "disk_full_percent": (90, _integer(0, 100), True),
     # how to switch off and restart; null for the way that fits process 1
     "poweroff_command": (None, _argv_or_null, False),
     "reboot_command": (None, _argv_or_null, False),

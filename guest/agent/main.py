@@ -5,7 +5,7 @@ The order matters: the port first, because the host is waiting for it; what nobo
 
 import os
 
-from . import VERSION, config, dispatch, message, system, wire
+from . import VERSION, config, dispatch, message, network, system, wire
 from .carriers.console import ConsoleCarrier
 from .carriers.port import ANSWER, HEARTBEAT, STATUS, PortCarrier
 from .guard import Guard
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .carriers.share import ShareCarrier
     from .carriers.vsock import VsockListener
     from .display.screen import Screen
+    from .events import Events
     from .freezer import Freezer
     from .jobs import Jobs
     from .loop import Timer
@@ -76,6 +77,7 @@ class Agent:
         self.transport = "virtio-serial"
         self.display: "Screen | None" = None
         self.freezer: "Freezer | None" = None
+        self._events: "Events | None" = None
         self.console = ConsoleCarrier(self.loop, settings["console"], self.counters)
         self.guard = Guard(self, settings)
         self.share: "ShareCarrier | None" = None
@@ -141,6 +143,15 @@ class Agent:
         if self.port is not None:
             line = wire.encode({"jsonrpc": "2.0", "method": method, "params": params})
             self.port.send(line, ANSWER if keep else HEARTBEAT)
+
+    @property
+    def events(self) -> "Events":
+        """What the host is told of its own accord; see `events`."""
+        if self._events is None:
+            from .events import Events
+
+            self._events = Events(self)
+        return self._events
 
     @property
     def sessions(self) -> "Sessions":
@@ -333,6 +344,8 @@ class Agent:
             "hostname": system.read_hostname(),
             "carriers": self.list_carriers(),
             "uptime_s": system.read_uptime_s(),
+            "addresses": network.list_addresses(),
+            "capabilities": self.list_capabilities(),
         }
         ready = message.build("status", "agent ready", details)
         self._ready_id = ready["id"] = self._ready_id or ready["id"]
@@ -350,10 +363,7 @@ class Agent:
         except OSError as error:
             self.report("failed", "devices cannot be watched: %s" % error.strerror)  # a container, for one
         self._say_display_up()
-        if self.config["events"] is not None:
-            from .events import Events
-
-            Events(self, self.config["events"])
+        self.events.listen()
         if self.config["share"] is not None:
             from .carriers.share import ShareCarrier
 

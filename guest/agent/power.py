@@ -39,6 +39,7 @@ def prepare(agent: "Agent", action: str) -> "Callable[[], None]":
         def run() -> None:
             if not started:
                 started.append(True)
+                agent.events.say_shutdown(action)
                 _run(agent, action, argv, _REPEATS)
 
         agent.when_flushed(run)
