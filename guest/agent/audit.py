@@ -25,11 +25,11 @@ _MAX_TEXT = 256
 # A disk that was full is asked again after so long.
 _RETRY_S = 10.0
 
-# Parameters whose text says what was done. The text of any other one may be a password or content: only its length goes in.
+# Parameters whose text says what was done. Any other text may be a password or content: only its length is kept.
 _SPEAKING = frozenset(
     (
-        "cwd", "device", "hostname", "message", "mount", "name", "path", "reason", "service", "session", "signal", "source",
-        "target", "to", "type", "unit", "user", "verb",
+        "cwd", "device", "hostname", "mount", "name", "path", "service", "session", "signal", "to", "type", "unit",
+        "user",
     )
 )  # fmt: skip
 

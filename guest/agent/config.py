@@ -124,6 +124,8 @@ KEYS: "dict[str, tuple[Any, Callable[[object], str | None], bool]]" = {
     # how much one call may read or write, 0 for no limit, and how many entries of a tree
     "transfer_bytes": (0, _integer(0, 2**53), False),
     "transfer_entries": (0, _integer(0, 2**53), False),
+    # how many run at the same time
+    "transfers_concurrent": (16, _integer(1, 256), False),
     # how long one may take; 0 for no limit
     "transfer_timeout_s": (0, _number(0, 86400), False),
     # how many directories are watched at the same time

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from typing import Any
 
+    from .audit import AuditLog
     from .identity import Identity
     from .main import Agent
     from .pathpolicy import Policy
+    from .ratelimit import RateLimit
 
 # Without these there is no session, and work could not even be stopped.
 _ALWAYS = frozenset(("hello", "ping", "get_agent_info", "cancel", "job_list", "job_cancel"))
@@ -37,6 +39,7 @@ class Guard:
     Attributes:
         active: Whether calls have to be asked about at all.
         identity: The user of `run_as`, None for the agent's own.
+        flows: How many transfers run; counted by `flows`.
 
     Raises:
         ConfigError: `run_as` cannot be had.
@@ -47,8 +50,11 @@ class Guard:
         self._allow = settings["method_allow"]
         self._deny = settings["method_deny"]
         self._settings = settings
-        self._rate = self._audit = self._paths = None
+        self._rate: "RateLimit | None" = None
+        self._audit: "AuditLog | None" = None
+        self._paths: "Policy | None" = None
         self._frozen = False
+        self.flows = 0
         self.identity: "Identity | None" = None
         if settings["calls_per_second"]:
             from .ratelimit import RateLimit
@@ -241,10 +247,7 @@ def _run_as(identity: "Identity", work: "Generator[Any, Any, Any]") -> "Generato
 
 def _matches(name: str, patterns: "list[str]") -> bool:
     """Whether `name` is one of the names, or begins with one of those that end in `*`."""
-    for pattern in patterns:
-        if name == pattern or (pattern.endswith("*") and name.startswith(pattern[:-1])):
-            return True
-    return False
+    return any(name == pattern or (pattern.endswith("*") and name.startswith(pattern[:-1])) for pattern in patterns)
 
 
 def _find_identity(name: str) -> "Identity":

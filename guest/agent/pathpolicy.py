@@ -345,10 +345,7 @@ def _build_ways(paths: "list[str] | None") -> "set[bytes]":
 
 
 def _is_below(path: bytes, prefixes: "list[bytes]") -> bool:
-    for prefix in prefixes:
-        if path == prefix or prefix == b"/" or path.startswith(prefix + b"/"):
-            return True
-    return False
+    return any(path == prefix or prefix == b"/" or path.startswith(prefix + b"/") for prefix in prefixes)
 
 
 def _hold(path: bytes) -> int:

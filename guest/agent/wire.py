@@ -107,6 +107,11 @@ def encode(value: object) -> bytes:
     return ("".join(_encode(value, 0)) + "\n").encode("utf-8", "replace")
 
 
+def encode_exactly(value: object) -> bytes:
+    """As `encode`, but a lone surrogate is written as its escape, so that a name that is not UTF-8 comes back as it was."""
+    return ("".join(_encode(value, 0)) + "\n").encode("utf-8", "backslashreplace")
+
+
 class LineDecoder:
     """Cuts bytes into lines and holds at most `limit` bytes of an unfinished one.
 

@@ -246,7 +246,7 @@ def test_a_terminal_has_its_size_and_hears_of_another(agent: AgentProcess, termi
 
 def test_control_c_ends_what_runs_in_the_foreground_only(agent: AgentProcess, terminal: Terminal) -> None:
     given, out, _ = terminal
-    type_(agent, given, b"echo be''gin; sleep 60\n")
+    type_(agent, given, b"sh -c 'echo be$1gin; exec sleep 60'\n")
     wait_for(agent, out, b"begin")
     type_(agent, given, b"\x03")
     wait_for(agent, out, b"ready> ")
@@ -256,12 +256,13 @@ def test_control_c_ends_what_runs_in_the_foreground_only(agent: AgentProcess, te
 
 def test_job_control(agent: AgentProcess, terminal: Terminal) -> None:
     given, out, _ = terminal
-    type_(agent, given, b"set -m; echo be''gin; sleep 60\n")
+    type_(agent, given, b"sh -c 'echo be$1gin; exec sleep 60'\n")
     wait_for(agent, out, b"begin")
     type_(agent, given, b"\x1a")
     wait_for(agent, out, b"ready> ")
-    type_(agent, given, b"jobs; kill %1; fg\n")
+    type_(agent, given, b"jobs; kill %1; fg; echo over $((6 * 7))\n")
     wait_for(agent, out, b"Stopped")
+    wait_for(agent, out, b"over 42")
 
 
 def test_the_end_of_the_input_ends_the_shell(agent: AgentProcess, terminal: Terminal) -> None:
@@ -351,11 +352,14 @@ def test_exec_command_runs_as_another_user(agent: AgentProcess) -> None:
     ],
 )
 def test_refused_starts_leave_nothing_behind(agent: AgentProcess, params: Json, code: int, words: str) -> None:
-    before = os.listdir(f"/proc/{agent.process.pid}/fd")
+    agent.result("exec_command", argv=["true"])
+    agent.result("ping")  # by now the agent has opened all that it opens for itself
+    descriptors = Path(f"/proc/{agent.process.pid}/fd")
+    before = sorted(descriptors.iterdir())
     error = agent.error("exec_start", **params)
     assert error["code"] == code and words in error["message"]
     assert agent.result("job_list") == {"jobs": []}
-    assert os.listdir(f"/proc/{agent.process.pid}/fd") == before
+    assert sorted(descriptors.iterdir()) == before
     for number in (900, 901):
         agent.streams[number] = Stream(number)
     start(agent, "true", stdin=900, stdout=901)
