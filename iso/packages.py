@@ -55,7 +55,15 @@ def resolve(distribution: Distribution) -> dict[str, Package]:
             hint="run 'apt-get update' (as root) and build again",
         )
     kernels = [name.format(match.group(1)) for name in distribution.kernel_packages]
-    names = [*kernels, *distribution.packages, *distribution.boot_packages]
+    return find([*kernels, *distribution.packages, *distribution.boot_packages])
+
+
+def find(names: Sequence[str]) -> dict[str, Package]:
+    """Ask apt for the current versions of packages.
+
+    Raises:
+        BuildError: apt has no lists, or they do not hold all of them.
+    """
     found = _stanzas(names)
     missing = [name for name in names if "SHA256" not in found.get(name, {})]
     if missing:

@@ -120,6 +120,6 @@ def _describe_keys() -> str:
 
 def _lines_of_keys(source: str) -> list[str]:
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "KEYS":
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and ast.unparse(node).startswith(("KEYS =", "KEYS:")):
             return [line.strip() for line in source.splitlines()[node.lineno : node.end_lineno]]
     raise BuildError(f"{AGENT / 'config.py'} holds no table KEYS")
