@@ -237,8 +237,9 @@ def test_a_terminal_has_its_size_and_hears_of_another(agent: AgentProcess, termi
     given, out, job = terminal
     type_(agent, given, b"stty size; echo $TERM; tty\n")
     wait_for(agent, out, b"\r\n24 80\r\nvt100\r\n/dev/pts/")
-    type_(agent, given, b"trap 'stty size' WINCH; echo set\\n\n")
-    wait_for(agent, out, b"\r\nset")
+    wait_for(agent, out, b"ready> ")
+    type_(agent, given, b"trap 'stty size' WINCH; echo set$((6 * 7))\n")
+    wait_for(agent, out, b"set42")
     agent.result("exec_resize", job=job, rows=50, columns=132)
     type_(agent, given, b"\n")
     wait_for(agent, out, b"50 132")
