@@ -43,11 +43,11 @@ def build_disk(options: argparse.Namespace, progress: Progress) -> Path:
     Raises:
         BuildError: What is missing, and what helps; the image is as it was.
     """
-    recipe = RECIPES[options.recipe]
+    recipe: Recipe = RECIPES[options.recipe]
     programs.require(_DISK_PROGRAMS)
     options.cache.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    target = options.output / f"{recipe.name}.qcow2"
+    target: Path = options.output / f"{recipe.name}.qcow2"
     with (options.cache / "debian.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         archive = system.make_system(recipe, options.cache, progress, refresh=options.refresh)

@@ -8,8 +8,8 @@ from pathlib import Path
 from iso import packages
 from iso.debian.gpt import SECTOR
 from iso.failure import BuildError
-from iso.progress import Progress
 from iso.programs import run
+from iso.progress import Progress
 
 _PACKAGES = ("grub-pc-bin", "grub-efi-amd64-bin")
 _FIXED = {"SOURCE_DATE_EPOCH": "1704067200", "MTOOLS_SKIP_CHECK": "1", "MTOOLSRC": "/dev/null"}

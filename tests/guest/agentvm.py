@@ -24,15 +24,19 @@ Json = dict[str, Any]
 
 
 class AgentVM:
-    """A guest that runs until the end of the `with` block; QEMU is paused until `qmp("cont")`."""
+    """A guest that runs until the end of the `with` block; QEMU is paused until `qmp("cont")`.
 
-    def __init__(self, directory: Path, *, port: bool = True, extra: Sequence[str] = ()) -> None:
+    Args:
+        boot: What QEMU starts; by default the built-in guest.
+    """
+
+    def __init__(
+        self, directory: Path, *, port: bool = True, boot: Sequence[str] | None = None, extra: Sequence[str] = ()
+    ) -> None:
         self.directory = directory
-        manifest = json.loads((IMAGE / "image.json").read_text())
         argv = ["qemu-system-x86_64", "-S", "-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "512", "-smp", "2"]
         argv += ["-nodefaults", "-no-user-config", "-display", "none", "-device", "virtio-rng-pci", "-device", "VGA"]
-        argv += ["-kernel", str(IMAGE / "vmlinux"), "-initrd", str(IMAGE / "initrd")]
-        argv += ["-append", manifest["kernel_command_line"], "-device", "virtio-serial-pci,id=ports"]
+        argv += [*(boot if boot is not None else _built_in()), "-device", "virtio-serial-pci,id=ports"]
         argv += ["-chardev", f"file,id=serial,path={directory}/serial", "-serial", "chardev:serial"]
         argv += [
             "-chardev",
@@ -154,3 +158,9 @@ class AgentVM:
 
     def read_console(self) -> str:
         return (self.directory / "serial").read_text(errors="replace")
+
+
+def _built_in() -> list[str]:
+    manifest = json.loads((IMAGE / "image.json").read_text())
+    files = ["-kernel", str(IMAGE / "vmlinux"), "-initrd", str(IMAGE / "initrd")]
+    return [*files, "-append", manifest["kernel_command_line"]]
