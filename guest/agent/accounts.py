@@ -72,6 +72,18 @@ def get_user(name: str) -> User:
     return user
 
 
+def get_group(name: str) -> int:
+    """The number of the group with this name.
+
+    Raises:
+        CallError: There is none.
+    """
+    groups = _read_groups()
+    if name not in groups:
+        raise dispatch.CallError(dispatch.NOT_FOUND, "there is no group %s" % name)
+    return groups[name]
+
+
 def create(name: str, wish: "dict[str, Any]") -> "Generator[Any, Any, User]":
     """Makes a user with a group of its own and, unless `create_home` is false, a home directory.
 
@@ -87,8 +99,7 @@ def create(name: str, wish: "dict[str, Any]") -> "Generator[Any, Any, User]":
     if any(user.uid == wish.get("uid") for user in users.values()):
         raise dispatch.CallError(dispatch.EXISTS, "there is a user %d already" % wish["uid"])
     for group in wish.get("groups", []):
-        if group not in _read_groups():
-            raise dispatch.CallError(dispatch.NOT_FOUND, "there is no group %s" % group)
+        get_group(group)
     if _has_program("useradd"):
         result = yield steps.Run(_build_useradd(name, wish))
         steps.check_success(result, "useradd")
@@ -145,6 +156,22 @@ def set_password(name: str, password: str, hashed: bool = False) -> "Generator[A
     _store_hash(name, password)
 
 
+def lock_password(name: str) -> "Generator[Any, Any, None]":
+    """Lets nobody log in with the user's password any more; keys are not concerned.
+
+    Raises:
+        CallError: There is no such user.
+    """
+    get_user(name)
+    if _has_program("usermod"):
+        result = yield steps.Run(["usermod", "--lock", "--", name])
+        steps.check_success(result, "usermod")
+    else:
+        stored = next((fields[1] for fields in _read_lines(_SHADOW) if fields[0] == name and len(fields) > 1), "")
+        if not stored.startswith("!"):
+            _store_hash(name, "!" + stored)
+
+
 def add_to_groups(name: str, groups: "list[str]") -> "Generator[Any, Any, None]":
     """Makes a user a member of these groups as well.
 
@@ -153,8 +180,7 @@ def add_to_groups(name: str, groups: "list[str]") -> "Generator[Any, Any, None]"
     """
     get_user(name)
     for group in groups:
-        if group not in _read_groups():
-            raise dispatch.CallError(dispatch.NOT_FOUND, "there is no group %s" % group)
+        get_group(group)
     if _has_program("usermod"):
         result = yield steps.Run(["usermod", "--append", "--groups", ",".join(groups), "--", name])
         steps.check_success(result, "usermod")

@@ -86,6 +86,7 @@ HANDLERS = {
     "reboot": "power",
     "message": "message",
     "share_changed": "message",
+    "cloud_init_apply": "cloud_init",
 }
 
 

@@ -31,6 +31,7 @@ class Run:
         limit: How many bytes of each output are kept.
         environment: Variables over the agent's own.
         transcript: Where its output goes instead of into the result.
+        start: What it is to be started with instead, as `Spoken` takes it.
         stoppable: Whether a cancellation ends it. One that must not be cut in half is waited for.
     """
 
@@ -43,6 +44,7 @@ class Run:
         environment: "dict[str, str] | None" = None,
         transcript: "Transcript | None" = None,
         stoppable: bool = True,
+        start: "dict[str, Any] | None" = None,
     ) -> None:
         self.argv = argv
         self.secret = secret
@@ -51,6 +53,7 @@ class Run:
         self.environment = environment
         self.transcript = transcript
         self.stoppable = stoppable
+        self.start = start
 
 
 class Steps:
@@ -128,7 +131,8 @@ class Steps:
         else:
             from .transcript import Spoken
 
-            child = Spoken(self._loop, run.argv, ended, run.transcript, environment, run.timeout_s)
+            start = {"argv": run.argv, "environment": environment, "timeout_s": run.timeout_s}
+            child = Spoken(self._loop, ended, run.transcript, run.start or start)
         self._stop = child.kill if run.stoppable else _leave
 
     def _end(self, value: "Any", error: "Exception | None") -> None:

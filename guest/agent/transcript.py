@@ -45,18 +45,16 @@ class Transcript:
 
 
 class Spoken(Child):
-    """A running program that writes both outputs into a transcript. `done(Result)` is called once, at its end."""
+    """A running program that writes both outputs into a transcript. `done(Result)` is called once, at its end.
+
+    Args:
+        start: What the program is to be started with, as `Child` takes it.
+    """
 
     def __init__(
-        self,
-        loop: "Loop",
-        argv: "list[str]",
-        done: "Callable[[Result], Any]",
-        transcript: Transcript,
-        environment: "dict[str, str]",
-        timeout_s: float,
+        self, loop: "Loop", done: "Callable[[Result], Any]", transcript: Transcript, start: "dict[str, Any]"
     ) -> None:
-        Child.__init__(self, loop, argv, environment, "/", timeout_s)
+        Child.__init__(self, loop, **start)
         self._done = done
         self._transcript = transcript
         self._fd = -1

@@ -80,7 +80,7 @@ def _follow_journal(call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
             job.fail(dispatch.FAILED, "journalctl: %s" % (said[-400:] or "exit code %s" % result.exit_code))
 
     try:
-        child = Spoken(call.agent.loop, argv, done, transcript, environment, 0)
+        child = Spoken(call.agent.loop, done, transcript, {"argv": argv, "environment": environment})
     except OSError as error:
         transcript.close()
         raise steps.refuse(error) from None
