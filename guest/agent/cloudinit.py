@@ -212,9 +212,20 @@ def _decode_content(wish: "dict[str, Any]") -> bytes:
     content: str = wish.get("content", "")
     if wish.get("encoding", "text/plain") == "text/plain":
         return content.encode("utf-8")
+    return _decode_base64(content) or b""
+
+
+def _decode_base64(text: str) -> "bytes | None":
+    """What base64 stands for, None when it is none; line feeds in it do not count."""
     import binascii
 
-    return binascii.a2b_base64(content)
+    text = "".join(text.split())
+    try:
+        data = binascii.a2b_base64(text.encode("ascii"))
+    except (ValueError, UnicodeEncodeError):
+        return None
+    # What is not of the alphabet is passed over by the library, and would be lost unseen.
+    return data if binascii.b2a_base64(data, newline=False).decode("ascii") == text else None
 
 
 def _update_packages(_agent: "Agent", wanted: bool, transcript: "Transcript") -> "Work":
@@ -246,7 +257,11 @@ def _run_commands(agent: "Agent", commands: "list[Any]", transcript: "Transcript
     for number, command in enumerate(commands):
         # A string is a line of shell, as cloud-init has it. It stands in the directive itself; nothing is put into it.
         argv = ["sh", "-c", command] if isinstance(command, str) else command
-        start = handler.prepare(agent, {"argv": argv})
+        try:
+            start = handler.prepare(agent, {"argv": argv})
+        except dispatch.CallError as error:
+            failed.append("%d: %s" % (number, error))
+            continue
         result = yield steps.Run(argv, transcript=transcript, start=start)
         if result.exit_code != 0:
             how = "exit code %s" % result.exit_code if result.signal is None else "signal %d" % result.signal
@@ -318,14 +333,9 @@ def _check_permissions(_where: str, value: object) -> "str | None":
 
 def _check_file(where: str, value: object) -> "str | None":
     _check_object(where, value, _FILE)
-    if isinstance(value, dict) and value.get("encoding", "text/plain") != "text/plain":
-        import binascii
-
-        try:
-            binascii.a2b_base64(value.get("content", "").encode("ascii"))
-        except (ValueError, UnicodeEncodeError):
-            return "holds content that is not base64"
-    return None
+    wish: "dict[str, Any]" = value  # type: ignore[assignment] # it has just been found to be one
+    is_text = wish.get("encoding", "text/plain") == "text/plain"
+    return None if is_text or _decode_base64(wish.get("content", "")) is not None else "holds what is not base64"
 
 
 def _check_owner(_where: str, value: object) -> "str | None":
