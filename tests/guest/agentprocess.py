@@ -65,6 +65,21 @@ class Stream:
         self.credit = FIRST_CREDIT_BYTES
         self.grants = True
 
+    def take(self, kind: int, payload: bytes) -> bytes | None:
+        """Takes what a frame for this stream brings; gives the frame to answer it with, if any."""
+        if kind == DATA:
+            self.data += payload
+            if self.grants:
+                return encode_frame(CREDIT, self.number, len(payload).to_bytes(4, "little"))
+        elif kind == CREDIT:
+            self.credit += int.from_bytes(payload, "little")
+        elif kind == END:
+            self.ended = True
+        else:
+            assert kind == RESET
+            self.reset = payload.decode()
+        return None
+
 
 class AgentProcess:
     """The agent as a child process, and the host's end of its channel."""
@@ -192,19 +207,11 @@ class AgentProcess:
             assert number == 0 and payload.decode() == self.session
             self.streams[0] = Stream(0)
             return
-        assert 0 in self.streams, "a frame came before the HELLO of the session"
-        stream = self.streams[number]
-        if kind == DATA:
-            stream.data += payload
-            if stream.grants:
-                self.send_frame(CREDIT, number, len(payload).to_bytes(4, "little"))
-        elif kind == CREDIT:
-            stream.credit += int.from_bytes(payload, "little")
-        elif kind == END:
-            stream.ended = True
-        else:
-            assert kind == RESET
-            stream.reset = payload.decode()
+        if 0 not in self.streams:
+            return  # what was under way when the session began is thrown away
+        answer = self.streams[number].take(kind, payload)
+        if answer is not None:
+            self.send(encode_line(answer))
 
     def send_request(self, method: str, params: Json | None = None) -> int:
         id_ = next(self._ids)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from control.paths import IMAGE
+from tests.guest.agentprocess import DATA, END, HELLO, Stream, decode_frame, encode_frame
 
 DEADLINE_S = 60.0
 PORT = {"driver": "virtserialport", "bus": "ports.0", "chardev": "agent", "name": "org.unhinged.agent.0"}
+BULK_PORT = {"driver": "virtserialport", "bus": "ports.0", "chardev": "bulk", "name": "org.unhinged.bulk.0"}
 
-CHARDEVS = ("agent", "agent-again")
-"""Two, because QEMU may hold on to the chardev of a port that was unplugged."""
+CHARDEVS = ("agent", "agent-again", "bulk", "bulk-again")
+"""Two of each, because QEMU may hold on to the chardev of a port that was unplugged."""
 
 Json = dict[str, Any]
 
@@ -27,17 +30,38 @@ class AgentVM:
     """A guest that runs until the end of the `with` block; QEMU is paused until `qmp("cont")`.
 
     Args:
+        port, bulk: Whether it has the agent's port, and with that the one for streams.
         boot: What QEMU starts; by default the built-in guest.
     """
 
     def __init__(
-        self, directory: Path, *, port: bool = True, boot: Sequence[str] | None = None, extra: Sequence[str] = ()
+        self,
+        directory: Path,
+        *,
+        port: bool = True,
+        bulk: bool = True,
+        boot: Sequence[str] | None = None,
+        extra: Sequence[str] = (),
     ) -> None:
         self.directory = directory
-        argv = ["qemu-system-x86_64", "-S", "-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "512", "-smp", "2"]
+        argv = [
+            "qemu-system-x86_64",
+            "-S",
+            "-machine",
+            "pc",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max,-erms,-la57",
+            "-m",
+            "512",
+            "-smp",
+            "2",
+        ]
         argv += ["-nodefaults", "-no-user-config", "-display", "none", "-device", "virtio-rng-pci", "-device", "VGA"]
         argv += [*(boot if boot is not None else _built_in()), "-device", "virtio-serial-pci,id=ports"]
-        argv += ["-chardev", f"file,id=serial,path={directory}/serial", "-serial", "chardev:serial"]
+        console = f"socket,id=serial,path={directory}/console,server=on,wait=off,logfile={directory}/serial"
+        argv += ["-chardev", console, "-serial", "chardev:serial"]
         argv += [
             "-chardev",
             f"socket,id=qmp,path={directory}/qmp,server=on,wait=off",
@@ -46,12 +70,18 @@ class AgentVM:
         ]
         for name in CHARDEVS:
             argv += ["-chardev", f"socket,id={name},path={directory}/{name},server=on,wait=off"]
-        if port:
-            argv += ["-device", ",".join(f"{key}={value}" for key, value in PORT.items()) + ",id=port0"]
+        for wanted, properties, name in ((port, PORT, "port0"), (port and bulk, BULK_PORT, "bulk0")):
+            if wanted:
+                argv += ["-device", ",".join(f"{key}={value}" for key, value in properties.items()) + f",id={name}"]
         self.process = subprocess.Popen([*argv, *extra])
         self._ids = itertools.count(1)
         self.notes: list[Json] = []
         self._host: socket.socket | None = None
+        self._bulk: socket.socket | None = None
+        self._frames = b""
+        self._numbers = itertools.count(1)
+        self.session = ""
+        self.streams: dict[int, Stream] = {}
         try:
             self._monitor = self._connect("qmp")
             self._monitor_lines = self._monitor.makefile("rb")
@@ -75,7 +105,7 @@ class AgentVM:
     def _end(self) -> None:
         self.process.kill()
         self.process.wait()
-        for name in ("qmp", *CHARDEVS):
+        for name in ("qmp", "console", *CHARDEVS):
             (self.directory / name).unlink(missing_ok=True)
 
     def _connect(self, name: str) -> socket.socket:
@@ -110,10 +140,89 @@ class AgentVM:
         return id_
 
     def disconnect(self) -> None:
+        self.disconnect_bulk()
         if self._host is not None:
             self._lines.close()
             self._host.close()
             self._host = None
+
+    # Sessions and streams
+
+    def hello(self, chardev: str = "bulk") -> Json:
+        """Begins a session on the connected port, with its streams; gives what the agent says of itself."""
+        self.disconnect_bulk()
+        self.session = secrets.token_hex(16)
+        self.streams.clear()
+        info = self.call("hello", session=self.session)
+        if "streams" in info["capabilities"]:
+            self._bulk = self._connect(chardev)
+            hello = encode_frame(HELLO, 0, self.session.encode())
+            self.receive_until(lambda: hello in self._frames, "the HELLO", take=False)
+            self._frames = self._frames.partition(hello)[2]
+            self._bulk.sendall(hello)
+        return info
+
+    def disconnect_bulk(self) -> None:
+        if self._bulk is not None:
+            self._bulk.close()
+            self._bulk = None
+            self._frames = b""
+
+    def open_stream(self) -> Stream:
+        """A stream with a number of its own, to be named in a call."""
+        stream = Stream(next(self._numbers))
+        self.streams[stream.number] = stream
+        return stream
+
+    def send_bulk(self, data: bytes) -> None:
+        assert self._bulk is not None
+        self._bulk.sendall(data)
+
+    def send_data(self, stream: Stream, data: bytes, *, end: bool = True) -> None:
+        """Sends `data`, as the guest gives credit for it."""
+        while data:
+            self.receive_until(lambda: stream.credit > 0, "credit")
+            piece = data[: min(stream.credit, 262144)]
+            data = data[len(piece) :]
+            stream.credit -= len(piece)
+            self.send_bulk(encode_frame(DATA, stream.number, piece))
+        if end:
+            self.send_bulk(encode_frame(END, stream.number))
+
+    def read_stream(self, stream: Stream) -> bytes:
+        """All bytes of a stream, to its end."""
+        self.receive_until(lambda: stream.ended or stream.reset is not None, "the end of the stream")
+        assert stream.reset is None, stream.reset
+        return bytes(stream.data)
+
+    def wait_for_notification(self, method: str) -> Json:
+        while True:
+            for note in self.notes:
+                if note.get("method") == method:
+                    self.notes.remove(note)
+                    return dict(note["params"])
+            self.notes.append(json.loads(self._lines.readline()))
+
+    def receive_until(self, condition: Callable[[], bool], what: str, *, take: bool = True) -> None:
+        """Receives from the bulk port until it is so; with `take` what comes goes into the streams."""
+        assert self._bulk is not None
+        end = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < end, f"{what} did not come within {DEADLINE_S:g} s"
+            data = self._bulk.recv(1 << 20)
+            assert data, "QEMU closed the socket of the bulk port"
+            self._frames += data
+            while take and len(self._frames) >= 16:
+                length = 16 + int.from_bytes(self._frames[12:16], "little")
+                if len(self._frames) < length:
+                    break
+                frame, self._frames = self._frames[:length], self._frames[length:]
+                self._take_frame(*decode_frame(frame))
+
+    def _take_frame(self, kind: int, number: int, payload: bytes) -> None:
+        answer = self.streams[number].take(kind, payload)
+        if answer is not None:
+            self.send_bulk(answer)
 
     def send(self, data: bytes) -> None:
         assert self._host is not None
@@ -138,6 +247,14 @@ class AgentVM:
         answer = self.wait_for(id_)
         assert "result" in answer, answer
         return dict(answer["result"])
+
+    def error(self, method: str, /, **params: Any) -> Json:
+        """Calls a method that is refused; gives the error."""
+        id_ = f"call-{next(self._ids)}"
+        self.send(json.dumps({"jsonrpc": "2.0", "id": id_, "method": method, "params": params}).encode() + b"\n")
+        answer = self.wait_for(id_)
+        assert "error" in answer, answer
+        return dict(answer["error"])
 
     def run(self, script: str) -> str:
         result = self.call("exec_command", argv=["sh", "-c", script], timeout_s=DEADLINE_S)
