@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from control.paths import IMAGE
 from tests.guest.agentprocess import DATA, END, HELLO, Stream, decode_frame, encode_frame
@@ -33,6 +33,8 @@ class AgentVM:
         port, bulk: Whether it has the agent's port, and with that the one for streams.
         boot: What QEMU starts; by default the built-in guest.
     """
+
+    deadline_s = DEADLINE_S
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class AgentVM:
             self._end()
             raise
 
-    def __enter__(self) -> AgentVM:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -120,7 +122,7 @@ class AgentVM:
                     raise
                 time.sleep(0.01)  # QEMU makes its sockets in its own time, and says nothing of it
             else:
-                connection.settimeout(DEADLINE_S)
+                connection.settimeout(self.deadline_s)
                 return connection
 
     def qmp(self, command: str, **arguments: Any) -> Any:
@@ -257,7 +259,7 @@ class AgentVM:
         return dict(answer["error"])
 
     def run(self, script: str) -> str:
-        result = self.call("exec_command", argv=["sh", "-c", script], timeout_s=DEADLINE_S)
+        result = self.call("exec_command", argv=["sh", "-c", script], timeout_s=self.deadline_s)
         assert result["exit_code"] == 0, result
         return str(result["stdout"])
 
