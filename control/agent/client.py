@@ -401,8 +401,8 @@ class AgentClient:
         self._tell_changed()
 
     def _greet(self, info: Mapping[str, Any]) -> None:
-        form = "line" if self._bulk is None else "port"
-        if info.get("bulk", form) == form:
+        capabilities = info.get("capabilities")
+        if isinstance(capabilities, list) and "streams" in capabilities:
             self._streams.greet()
         else:
             self._streams.why_not = "this guest has no port for streams (org.unhinged.bulk.0)"

@@ -93,7 +93,7 @@ class ExecProcess:
         timeout_s: float | None,
     ) -> None:
         self.command = tuple(command)
-        self.pid = job.answer.get("pid")
+        self.pid: int | None = pid if type(pid := job.answer.get("pid")) is int else None
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr

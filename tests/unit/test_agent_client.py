@@ -58,7 +58,7 @@ def test_an_endless_line_takes_bounded_memory_and_the_next_one_is_read() -> None
 
 # -- the client --------------------------------------------------------------------------------------------------------
 
-INFO = {"version": "1", "protocol": 1, "capabilities": [], "pid": 1, "boot_id": "b"}
+INFO = {"version": "1", "protocol": 1, "capabilities": ["streams"], "pid": 1, "boot_id": "b"}
 
 
 class Peer:
