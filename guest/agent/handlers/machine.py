@@ -18,6 +18,7 @@ _CPUS = "/sys/devices/system/cpu"
 _BLOCKS = "/sys/devices/system/memory"
 # Taking memory out of use means moving what is in it, which may never succeed: the kernel tries until it is killed.
 _CHANGE_S = 30.0
+_TRIES = 3
 _MAX_NUMBERS = 65536
 _MAX_TIME_NS = 2**63 - 1
 
@@ -80,8 +81,19 @@ def _set_cpus(ids: "list[int]", online: bool) -> "Generator[Any, Any, dict[str, 
             raise dispatch.CallError(dispatch.NOT_SUPPORTED, "CPU %d always stays as it is" % cpu["id"])
     for id_ in ids:
         if _get(_describe_cpu, "CPU", id_)["online"] != online:
-            yield from _write("%s/cpu%d/online" % (_CPUS, id_), "1" if online else "0", "CPU %d" % id_)
+            yield from _change_cpu(id_, online)
     return {"cpus": [_get(_describe_cpu, "CPU", id_) for id_ in ids]}
+
+
+def _change_cpu(id_: int, online: bool) -> "Generator[Any, Any, None]":
+    for attempt in range(_TRIES):
+        try:
+            yield from _write("%s/cpu%d/online" % (_CPUS, id_), "1" if online else "0", "CPU %d" % id_)
+            return
+        except dispatch.CallError as error:
+            # An emulated processor of a busy host may not answer in the time the kernel gives it (EIO).
+            if not online or error.code == dispatch.CANCELLED or attempt == _TRIES - 1:
+                raise
 
 
 def _describe_cpu(id_: int) -> "dict[str, Any] | None":

@@ -1,0 +1,98 @@
+"""The guests that every test of this directory runs on: one boot of each for a module."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from control.paths import IMAGE
+from tests.guest.agentvm import AgentVM
+
+SCHEMAS = Path(__file__).parents[3] / "schemas"
+Json = dict[str, Any]
+
+
+class Guest:
+    """A running guest with a session; every call is checked against the schemas of its method."""
+
+    def __init__(self, vm: AgentVM, kind: str) -> None:
+        self.vm = vm
+        self.kind = kind
+
+    @property
+    def has_systemd(self) -> bool:
+        return self.kind == "debian"
+
+    def result(self, method: str, /, **params: Any) -> Json:
+        self._validate(f"agent/{method}.params.json", params)
+        result = self.vm.call(method, **params)
+        self._validate(f"agent/{method}.result.json", result)
+        return result
+
+    def error(self, method: str, /, **params: Any) -> Json:
+        id_ = f"error-{os.urandom(8).hex()}"
+        self.vm.send(json.dumps({"jsonrpc": "2.0", "id": id_, "method": method, "params": params}).encode() + b"\n")
+        answer = self.vm.wait_for(id_)
+        assert "error" in answer, answer
+        return dict(answer["error"])
+
+    def wait_for_job(self, job: int) -> Json:
+        while (done := self.vm.wait_for_notification("job_done"))["job"] != job:
+            pass
+        return done
+
+    def wait_for_event(self, message: str, **details: Any) -> Json:
+        """The details of the next message with this text and, among its details, these."""
+        while True:
+            envelope = self.vm.wait_for_notification("message")
+            data = envelope["data"]
+            if data["message"] == message and details.items() <= data["details"].items():
+                for entry in json.loads((SCHEMAS / "index.json").read_text())["messages"]:
+                    if entry["message"] == message:
+                        self._validate(entry["file"], data["details"])
+                return dict(data["details"])
+
+    def run(self, script: str) -> str:
+        return self.vm.run(script)
+
+    def _validate(self, name: str, value: Any) -> None:
+        jsonschema_rs.validator_for(json.loads((SCHEMAS / name).read_text())).validate(value)
+
+
+def _boot_of(kind: str) -> list[str] | None:
+    if kind == "built-in":
+        return None
+    disk = IMAGE / "debian.qcow2"
+    if not disk.is_file():
+        pytest.skip("there is no Debian guest: run 'make image-debian'")
+    return ["-drive", f"file={disk},format=qcow2,if=virtio,snapshot=on"]
+
+
+@pytest.fixture(scope="module", params=["built-in", "debian"])
+def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
+    boot = _boot_of(request.param)
+    directory = Path(tempfile.mkdtemp(prefix="uh-", dir="/tmp"))
+    data = directory / "data.img"
+    with data.open("wb") as file:
+        file.truncate(64 << 20)
+    extra = [
+        "-drive",
+        f"file={data},format=raw,if=none,id=data",
+        "-device",
+        "virtio-blk-pci,drive=data,serial=conformance",
+    ]
+    with AgentVM(directory, boot=boot, extra=extra) as vm:
+        hello = vm.connect()
+        vm.qmp("cont")
+        vm.wait_for(hello)
+        vm.hello()
+        yield Guest(vm, request.param)
+    shutil.rmtree(directory)
