@@ -123,7 +123,7 @@ class Conversation:
 
     async def _run_unless_interrupted(self, text: str) -> str:
         """Run a command; Ctrl-C and the escape key give up waiting for it, other lines are kept for after it."""
-        command = asyncio.create_task(run_command(self._vm, text))
+        command = asyncio.create_task(run_command(self._vm, text, self._screen.say))
         try:
             while not command.done():
                 await asyncio.wait((command, self._start_reading()), return_when=asyncio.FIRST_COMPLETED)
@@ -131,7 +131,7 @@ class Conversation:
                     break
                 line = await self._finish_reading()
                 if not line or _is_cancelled(line):
-                    return "[interrupted; what was begun in the guest may go on there]"
+                    return "[interrupted]"
                 self._lines_ahead.append(line)
             return command.result()
         finally:

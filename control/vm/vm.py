@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from control.agent import AgentClient
 from control.argv import build_argv
@@ -54,6 +54,9 @@ from control.vm.traffic import Counters, Traffic
 from control.vm.watch import TIMES, BootWatch
 from control.wire import Message, build_message
 from control.wire.message import read_envelope
+
+if TYPE_CHECKING:
+    from control.agent import Guest
 
 SOCKET_TIMEOUT_S = 20.0
 """QEMU listens within some 25 ms; a loaded host, or gigabytes of memory to set up, take longer."""
@@ -156,6 +159,13 @@ class VM:
                 hint="start it with `make start` or `make start-enhanced`",
             )
         return self._agent
+
+    @property
+    def guest(self) -> Guest:
+        """The guest, for what its agent can do there. Raises StateError when this VM has no agent port."""
+        from control.agent import Guest  # only a VM whose guest is worked with pays for it
+
+        return Guest(self.agent)
 
     @property
     def traffic(self) -> Traffic:
