@@ -18,13 +18,16 @@ class Forked:
     """The work under way; `done(result, error)` is called once.
 
     Args:
-        work: Called in the other process; what it returns must have a form in JSON.
+        work: Called in the other process; what it returns must have a form in JSON. An OSError comes through as one.
+        timeout_s: After this it is ended; 0 for no limit.
 
     Raises:
         OSError: There is no process or pipe to be had.
     """
 
-    def __init__(self, loop: "Loop", work: "Callable[[], Any]", done: "Callable[..., Any]") -> None:
+    def __init__(
+        self, loop: "Loop", work: "Callable[[], Any]", done: "Callable[..., Any]", timeout_s: float = 0
+    ) -> None:
         self._loop = loop
         self._done = done
         self._data = b""
@@ -40,10 +43,14 @@ class Forked:
             _work(work, write_end)
         os.close(write_end)
         loop.add(self._fd, IN | HANGUP, self._read)
+        self._timer = loop.later(timeout_s, self._time_out) if timeout_s else None
 
     def kill(self) -> None:
         """Ends it; what it has done stays done."""
         self._killed = True
+        os.kill(self._pid, 9)
+
+    def _time_out(self) -> None:
         os.kill(self._pid, 9)
 
     def _read(self, _events: int) -> None:
@@ -54,6 +61,8 @@ class Forked:
         if data:
             self._data += data
             return
+        if self._timer is not None:
+            self._timer.cancel()
         self._loop.remove(self._fd)
         os.close(self._fd)
         os.waitpid(self._pid, 0)
@@ -65,8 +74,10 @@ class Forked:
         if self._killed:
             self._done(None, dispatch.CallError(dispatch.CANCELLED, "it was cancelled"))
             return
-        report: "Any" = wire.decode(self._data) if self._data else {"error": "the process that did it was ended"}
-        if "error" in report:
+        report: "Any" = wire.decode(self._data) if self._data else {"error": "it took too long and was ended"}
+        if "errno" in report:
+            self._done(None, OSError(report["errno"], report["error"], report["path"]))
+        elif "error" in report:
             self._done(None, dispatch.CallError(dispatch.FAILED, report["error"]))
         else:
             self._done(report["result"], None)
@@ -80,8 +91,11 @@ def _work(work: "Callable[[], Any]", write_end: int) -> None:
         os.set_blocking(write_end, True)
         os.dup2(write_end, 3)
         os.closerange(4, 65536)
+        report: "dict[str, Any]"
         try:
             report = {"result": work()}
+        except OSError as error:
+            report = {"errno": error.errno or 5, "error": error.strerror or "it failed", "path": error.filename}
         except Exception as error:
             report = {"error": "%s: %s" % (type(error).__name__, str(error)[:400])}
         data = wire.encode(report)

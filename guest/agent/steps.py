@@ -1,7 +1,8 @@
 """Runs work of several steps without blocking the loop (guest floor); used by handlers that run programs one by one.
 
-The work is a generator. It yields a `Run` and gets the `process.Result` of that program, yields a number and goes on
-after so many seconds, or yields None and lets others have their turn. What it returns is the result.
+The work is a generator. It yields a `Run` and gets the `process.Result` of that program, yields a function and gets
+what that returns in a process of its own, yields a number and goes on after so many seconds, or yields None and lets
+others have their turn. What it returns is the result.
 """
 
 from time import monotonic
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     Work = Generator[Any, Any, Any]
 
 _TURN_S = 0.01
+# What is done in a process of its own may wait for the kernel, but not for ever.
+_FORKED_S = 30.0
 
 
 class Run:
@@ -94,7 +97,7 @@ class Steps:
                     error = dispatch.CallError(dispatch.CANCELLED, "it was cancelled")
                 wish = self._work.send(value) if error is None else self._work.throw(error)
                 value = error = None
-                if isinstance(wish, Run):
+                if isinstance(wish, Run) or callable(wish):
                     try:
                         self._start(wish)
                     except OSError as failure:
@@ -112,7 +115,13 @@ class Steps:
         except Exception as failure:
             self._end(None, failure)
 
-    def _start(self, run: "Run") -> None:
+    def _start(self, run: "Run | Callable[[], Any]") -> None:
+        if not isinstance(run, Run):
+            from .forked import Forked
+
+            self._stop = Forked(self._loop, run, self._go_on, _FORKED_S).kill
+            return
+
         def ended(result: "process.Result") -> None:
             self._go_on(result, None)
 

@@ -3,6 +3,7 @@
 
 import os
 import time
+from time import monotonic
 
 from .. import clock, dispatch, hostname, pages, parameters, steps, system
 
@@ -16,9 +17,8 @@ if TYPE_CHECKING:
 # Source: Documentation/ABI/testing/sysfs-devices-system-cpu and sysfs-devices-memory.
 _CPUS = "/sys/devices/system/cpu"
 _BLOCKS = "/sys/devices/system/memory"
-# Taking memory out of use means moving what is in it, which may never succeed: the kernel tries until it is killed.
-_CHANGE_S = 30.0
-_TRIES = 3
+_EIO, _EBUSY = 5, 16
+_BUSY_S = 5.0
 _MAX_NUMBERS = 65536
 _MAX_TIME_NS = 2**63 - 1
 
@@ -81,19 +81,8 @@ def _set_cpus(ids: "list[int]", online: bool) -> "Generator[Any, Any, dict[str, 
             raise dispatch.CallError(dispatch.NOT_SUPPORTED, "CPU %d always stays as it is" % cpu["id"])
     for id_ in ids:
         if _get(_describe_cpu, "CPU", id_)["online"] != online:
-            yield from _change_cpu(id_, online)
+            yield from _write("%s/cpu%d/online" % (_CPUS, id_), "1" if online else "0")
     return {"cpus": [_get(_describe_cpu, "CPU", id_) for id_ in ids]}
-
-
-def _change_cpu(id_: int, online: bool) -> "Generator[Any, Any, None]":
-    for attempt in range(_TRIES):
-        try:
-            yield from _write("%s/cpu%d/online" % (_CPUS, id_), "1" if online else "0", "CPU %d" % id_)
-            return
-        except dispatch.CallError as error:
-            # An emulated processor of a busy host may not answer in the time the kernel gives it (EIO).
-            if not online or error.code == dispatch.CANCELLED or attempt == _TRIES - 1:
-                raise
 
 
 def _describe_cpu(id_: int) -> "dict[str, Any] | None":
@@ -131,7 +120,7 @@ def _set_blocks(ids: "list[int]", online: bool) -> "Generator[Any, Any, dict[str
     for id_ in ids:
         if _get(_describe_block, "memory block", id_)["online"] != online:
             word = "online" if online else "offline"
-            yield from _write("%s/memory%d/state" % (_BLOCKS, id_), word, "memory block %d" % id_)
+            yield from _write("%s/memory%d/state" % (_BLOCKS, id_), word)
     return {"blocks": [_get(_describe_block, "memory block", id_) for id_ in ids]}
 
 
@@ -164,10 +153,24 @@ def _get(describe: "Callable[[int], dict[str, Any] | None]", noun: str, id_: int
     return entry
 
 
-def _write(path: str, word: str, noun: str) -> "Generator[Any, Any, None]":
+def _write(path: str, word: str) -> "Generator[Any, Any, None]":
     """Writes a word to the kernel in a process of its own: the kernel may take its time, the agent must not."""
-    result = yield steps.Run(["tee", path], word.encode(), timeout_s=_CHANGE_S)
-    steps.check_success(result, noun)
+
+    def write() -> None:
+        with open(path, "wb", 0) as file:
+            file.write(word.encode("ascii"))
+
+    until = monotonic() + _BUSY_S
+    while True:
+        try:
+            yield write
+            return
+        except OSError as error:
+            # EBUSY, and EIO of an emulated processor that did not answer in time: while devices are being found, or the
+            # host is busy, it does not work, and a moment later it does.
+            if error.errno not in (_EBUSY, _EIO) or monotonic() > until:
+                raise
+        yield 0.2
 
 
 def _read_numbers(path: str) -> "list[int]":
