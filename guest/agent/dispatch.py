@@ -59,6 +59,7 @@ HANDLERS = {
     "service_stop": "services",
     "service_restart": "services",
     "log_follow": "logs",
+    "cloud_init_apply": "cloud_init",
     "filesystem_freeze": "filesystem",
     "filesystem_thaw": "filesystem",
     "filesystem_status": "filesystem",
@@ -76,6 +77,14 @@ HANDLERS = {
     "ssh_key_list": "ssh",
     "ssh_key_add": "ssh",
     "ssh_key_remove": "ssh",
+    "file_read": "file",
+    "file_write": "file",
+    "file_stat": "file",
+    "file_list": "file",
+    "file_mkdir": "file",
+    "file_rename": "file",
+    "file_remove": "file",
+    "file_watch": "watch",
     "file_put": "transfer",
     "file_get": "transfer",
     "exec_command": "command",
@@ -86,7 +95,6 @@ HANDLERS = {
     "reboot": "power",
     "message": "message",
     "share_changed": "message",
-    "cloud_init_apply": "cloud_init",
 }
 
 
@@ -108,7 +116,10 @@ class Call:
         answered: Whether the call has ended; what is said after that goes nowhere.
     """
 
-    __slots__ = ("_job", "_reply", "_running", "agent", "answered", "id", "method", "notification", "on_cancel", "record")
+    __slots__ = (
+        "_job", "_reply", "_running", "agent", "answered", "id", "method", "notification", "on_cancel",
+        "record",
+    )  # fmt: skip
 
     def __init__(self, agent: "Agent", request: "dict[str, Any]", reply: "Callable[..., Any]") -> None:
         self.agent = agent

@@ -40,6 +40,7 @@ class Guard:
         active: Whether calls have to be asked about at all.
         identity: The user of `run_as`, None for the agent's own.
         flows: How many transfers run; counted by `flows`.
+        watched: How many directories are watched; counted by `watcher`.
 
     Raises:
         ConfigError: `run_as` cannot be had.
@@ -54,7 +55,7 @@ class Guard:
         self._audit: "AuditLog | None" = None
         self._paths: "Policy | None" = None
         self._frozen = False
-        self.flows = 0
+        self.flows = self.watched = 0
         self.identity: "Identity | None" = None
         if settings["calls_per_second"]:
             from .ratelimit import RateLimit

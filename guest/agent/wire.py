@@ -108,7 +108,7 @@ def encode(value: object) -> bytes:
 
 
 def encode_exactly(value: object) -> bytes:
-    """As `encode`, but a lone surrogate is written as its escape, so that a name that is not UTF-8 comes back as it was."""
+    """As `encode`, but a lone surrogate is written as its escape: a name that is not UTF-8 comes back as it was."""
     return ("".join(_encode(value, 0)) + "\n").encode("utf-8", "backslashreplace")
 
 

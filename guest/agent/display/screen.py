@@ -169,7 +169,8 @@ def _read_picture(command: "Command") -> "bytes | None":
         with guard.as_user(), guard.paths.find(details["path"].encode("utf-8", "replace"), "read_paths") as place:
             fd = place.open(os.O_RDONLY)
     except OSError as error:
-        command.fail("not-permitted" if isinstance(error, PermissionError) else "not-found", "%s: %s" % (details["path"][:256], error.strerror))
+        code = "not-permitted" if isinstance(error, PermissionError) else "not-found"
+        command.fail(code, "%s: %s" % (details["path"][:256], error.strerror))
         return None
     with open(fd, "rb", 0) as file:
         status = os.fstat(fd)
