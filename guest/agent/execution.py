@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 # What a program that was hung up may still do before it is killed.
 _HANGUP_S = 5.0
-_READ_BYTES = 65536
-_READS_PER_TURN = 8
+# As much as a frame holds, and a pipe is made to hold: fewer and larger steps. Source: fcntl(2), F_SETPIPE_SZ.
+_READ_BYTES = 262144
+_F_SETPIPE_SZ = 1031
+_READS_PER_TURN = 4
 # What the terminal takes for the end of the input, at the beginning of a line. Source: termios(3), VEOF.
 _END_OF_INPUT = b"\x04"
 
@@ -282,6 +284,7 @@ class Execution(Child):
                 theirs.append(os.dup(theirs[1]))
             else:
                 theirs.append(open_pipe(ours, 0))
+                _enlarge(ours[-1])
                 self._open_output(ours.pop(), int(number))
 
     def _open_terminal(
@@ -349,6 +352,13 @@ class Execution(Child):
                 os.killpg(group, number)
             except ProcessLookupError:
                 pass  # nobody is left in it
+
+
+def _enlarge(pipe: int) -> None:
+    try:
+        fcntl.fcntl(pipe, _F_SETPIPE_SZ, _READ_BYTES)
+    except OSError:
+        pass  # an unprivileged user has a limit on this: the pipe stays as it is
 
 
 def _set_size(terminal: int, rows: int, columns: int) -> None:

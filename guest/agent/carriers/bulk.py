@@ -1,8 +1,8 @@
 """The second virtio-serial port, which carries nothing but frames (guest floor); made by `sessions`.
 
-It behaves as `carriers.port` describes. A write takes at most 32 KiB and a read gives at most 4 KiB of it, so reads are
-gathered in one buffer before anything looks at them. Source: Linux, drivers/char/virtio_console.c, port_fops_write,
-fill_readbuf, and PAGE_SIZE in add_port.
+It behaves as `carriers.port` describes. One write takes at most 32 KiB and one read gives at most 4 KiB, but a vector
+of pieces of that size is read or written whole with one system call. Source: Linux, drivers/char/virtio_console.c,
+port_fops_write, fill_readbuf and add_port; fs/read_write.c, do_loop_readv_writev.
 """
 
 import os
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from ..loop import Loop
     from ..streams import Streams
 
+_READ_PIECE_BYTES = 4096
+_WRITE_PIECE_BYTES = 32768
 _READ_BYTES = 131072
-_READS_PER_TURN = 2
+_READS_PER_TURN = 4
 _FRAMES_PER_TURN = 4
 # A payload up to this is copied behind its header: one write more costs more than that.
 _JOIN_BYTES = 16384
@@ -50,6 +52,7 @@ class BulkCarrier:
         self._connected = True
         self._closed = False
         self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._pieces = _cut(self._buffer, _READ_PIECE_BYTES)
         self._rest: "list[bytes | memoryview]" = []
         self._goes_on = False
 
@@ -82,28 +85,19 @@ class BulkCarrier:
 
     def _read(self) -> None:
         for _ in range(_READS_PER_TURN):
-            filled = self._fill()
-            if filled:
-                self._streams.receive(self._buffer[:filled])
-            if filled < _READ_BYTES:
+            if self._closed:
                 return
-        self._loop.soon(self._read)
-
-    def _fill(self) -> int:
-        """Reads until there is no more, or the buffer is full."""
-        filled = 0
-        while filled < _READ_BYTES and not self._closed:
             try:
-                count = os.readv(self._fd, [self._buffer[filled:]])
+                count = os.readv(self._fd, self._pieces)
             except BlockingIOError:
-                break
+                return
             except OSError as error:
                 self._lose("reading failed: %s" % error.strerror)
-                break
+                return
             if not count:
-                break  # no host is there
-            filled += count
-        return filled
+                return  # no host is there
+            self._streams.receive(self._buffer[:count])
+        self._loop.soon(self._read)
 
     def _flush(self) -> None:
         self._goes_on = False
@@ -124,7 +118,7 @@ class BulkCarrier:
         if len(payload) <= _JOIN_BYTES:
             self._rest = [header + bytes(payload)]
         else:
-            self._rest = [header, memoryview(payload)]
+            self._rest = [header, *_cut(memoryview(payload), _WRITE_PIECE_BYTES)]
         return True
 
     def _write(self) -> bool:
@@ -149,3 +143,7 @@ class BulkCarrier:
         if not self._closed:
             self.close()
             self._on_lost("the bulk port was lost: " + reason)
+
+
+def _cut(view: memoryview, size: int) -> "list[memoryview]":
+    return [view[at : at + size] for at in range(0, len(view), size)]
