@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import stat
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,9 +16,19 @@ import pytest
 from control.agent import AgentClient, Guest
 from control.agent.client import serve_agent
 from control.agent.process import Terminal
+from control.agent.serial_line import open_serial
 from control.agent.trees import Limits
-from control.errors import AgentCallError, AgentProtocolError, ExecError, ExecTimeout, TransferError, WaitTimeout
-from tests.guest.agentprocess import AgentProcess
+from control.agent.vsock import open_vsock
+from control.errors import (
+    AgentCallError,
+    AgentProtocolError,
+    ExecError,
+    ExecTimeout,
+    HostError,
+    TransferError,
+    WaitTimeout,
+)
+from tests.guest.agentprocess import AGENT, AgentProcess
 
 
 @contextlib.asynccontextmanager
@@ -424,3 +435,64 @@ async def test_a_log_that_is_not_there(guest: Guest, tmp_path: Path) -> None:
         async for _ in guest.log(str(tmp_path / "nothing")):
             pass
     assert caught.value.code == -32002
+
+
+# -- other lines than QEMU's sockets -----------------------------------------------------------------------------------
+
+
+async def take(method: str, params: object) -> None: ...
+
+
+async def test_a_serial_line(tmp_path: Path) -> None:
+    """Two pseudo-terminals joined by hand stand for the cable; what is sent before the agent listens is lost there."""
+    ours, our_end = os.openpty()
+    theirs, their_end = os.openpty()
+    loop = asyncio.get_running_loop()
+    plugged = False
+
+    def carry(source: int, target: int) -> None:
+        with contextlib.suppress(OSError):
+            data = os.read(source, 4096)
+            if plugged:
+                os.write(target, data)
+
+    loop.add_reader(ours, carry, ours, theirs)
+    loop.add_reader(theirs, carry, theirs, ours)
+    config = tmp_path / "config.json"
+    config.write_text('{"console": null, "share": null, "events": null, "heartbeat_s": 0}')
+    argv = [sys.executable, "-I", "-S", "-B", str(AGENT / "__main__.py"), "--config", str(config), "--port"]
+    try:
+        async with open_serial(os.ttyname(our_end), take) as client, asyncio.timeout(30):
+            with pytest.raises(HostError, match="cannot be used"):
+                async with open_serial(os.ttyname(our_end), take):
+                    pass
+            agent = await asyncio.create_subprocess_exec(*argv, os.ttyname(their_end))
+            try:
+                with pytest.raises(WaitTimeout):
+                    await client.wait_until_ready(0.2)
+                plugged = True
+                await client.wait_until_ready(20)
+                guest = Guest(client)
+                data = bytes(range(256)) * 40
+                assert (await guest.run(["cat"], stdin=data)).stdout == data
+                agent.kill()
+                await agent.wait()
+                agent = await asyncio.create_subprocess_exec(*argv, os.ttyname(their_end))
+                while client.info["pid"] != agent.pid:  # noqa: ASYNC110 - it has no event, and this is a test
+                    await asyncio.sleep(0.01)
+                await client.wait_until_ready(20)
+                assert (await guest.run(["echo", "again"])).stdout == b"again\n"
+            finally:
+                agent.kill()
+                await agent.wait()
+    finally:
+        for master in (ours, theirs):
+            loop.remove_reader(master)
+        for end in (ours, our_end, theirs, their_end):
+            os.close(end)
+
+
+async def test_a_vsock_without_a_guest_is_a_clear_error() -> None:
+    with pytest.raises((HostError, WaitTimeout)):
+        async with open_vsock(2**31, 5000, take, timeout_s=0.5):
+            pass
