@@ -1,0 +1,38 @@
+"""A Debian guest for every test that asks for one; all of them are slow."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.debian.debianvm import DISK, DebianVM
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("boot")
+            item.add_marker("slow")
+            item.add_marker(pytest.mark.timeout(900))
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A private directory with a short path, for the sockets of one guest."""
+    path = Path(tempfile.mkdtemp(prefix="uh-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def debian(directory: Path) -> Iterator[DebianVM]:
+    """A Debian guest whose agent has answered."""
+    if not DISK.exists():
+        pytest.skip("the Debian image is not built: make image-debian")
+    with DebianVM(directory) as vm:
+        vm.boot()
+        yield vm
