@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from control.paths import IMAGE
 from tests.guest.agentvm import AgentVM
 
 SCHEMAS = Path(__file__).parents[3] / "schemas"
+BOOT_S = 240.0
 Json = dict[str, Any]
 
 
@@ -90,9 +92,13 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
         "virtio-blk-pci,drive=data,serial=conformance",
     ]
     with AgentVM(directory, boot=boot, extra=extra) as vm:
-        hello = vm.connect()
         vm.qmp("cont")
-        vm.wait_for(hello)
+        # A Debian boots for a minute on a busy host, longer than anything else may take here.
+        end = time.monotonic() + BOOT_S
+        while "agent ready" not in vm.read_console():
+            assert time.monotonic() < end and vm.process.poll() is None, vm.read_console()[-2000:]
+            time.sleep(0.1)
+        vm.wait_for(vm.connect())
         vm.hello()
         yield Guest(vm, request.param)
     shutil.rmtree(directory)
