@@ -252,8 +252,8 @@ async def _get_one(
             raise await why_failed(job, error) from None
         finally:
             _give_up(job, stream)
-        copied = writer.finish()
         told = _read_counts(result)
+        copied = await in_thread(writer.finish)
         copied.skipped, copied.changed = told.skipped, told.changed
         return copied
     finally:

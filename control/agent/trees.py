@@ -362,9 +362,18 @@ class TreeWriter:
             raise _refuse(error, self.where) from error
 
     def finish(self) -> Copied:
-        """Say that no more will come. Raises TransferError when the tree is not complete."""
+        """Say that no more will come; what is a single file gets its name now.
+
+        Raises:
+            TransferError: The tree is not complete, or something is in the way.
+        """
         if not self._complete:
             raise _lie("a tree that breaks off")
+        if self._part.made:
+            try:
+                self._part.commit()
+            except OSError as error:
+                raise _refuse(error, self.where) from error
         return self.copied
 
     def close(self) -> None:
@@ -435,13 +444,13 @@ class TreeWriter:
             above, _, name = entry.path.rpartition(b"/")
             while self._stack and self._stack[-1].path != above:
                 self._leave()
-            if not self._stack:
+            if not self._stack:  # also where what is copied is no directory
                 raise _lie("an entry that does not follow its directory")
             directory = self._stack[-1].fd
         if entry.type == "directory":
             self._enter(entry, directory, name)
             return
-        if self._part.fd < 0:
+        if not self._part.made:
             self._part.name_it(directory, name)
         if entry.type == "file":
             yield from self._write_file(entry)
@@ -449,8 +458,9 @@ class TreeWriter:
             self._link(entry)
         else:
             self._make(entry)
-        self._part.commit()
-        self._files.add(entry.path)
+        if entry.path:
+            self._part.commit()
+            self._files.add(entry.path)
 
     def _enter(self, entry: Entry, directory: int, name: bytes) -> None:
         if len(self._stack) >= DEPTH_LIMIT:
