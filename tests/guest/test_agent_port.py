@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.guest.agentvm import DEADLINE_S, PORT, AgentVM
+from tests.guest.agentprocess import DATA, encode_frame
+from tests.guest.agentvm import BULK_PORT, DEADLINE_S, PORT, AgentVM
 
 pytestmark = pytest.mark.boot
 
@@ -156,3 +157,66 @@ def test_shutdown_ends_the_machine(workdir: Path) -> None:
         vm.wait_for(hello)
         assert vm.call("shutdown") == {}
         assert vm.process.wait(DEADLINE_S) == 0
+
+
+def test_streams_over_the_second_port(workdir: Path) -> None:
+    """Both ways at once; a host that goes in the middle of a frame, on either port; a port that goes and comes back."""
+    with AgentVM(workdir) as vm:
+        hello = vm.connect()
+        vm.qmp("cont")
+        vm.wait_for(hello)
+        assert vm.hello()["transport"] == "virtio-serial"
+        for turn in range(6):
+            data = secrets.token_bytes(1_000_000)
+            given, out = vm.open_stream(), vm.open_stream()
+            vm.call("exec_start", argv=["cat"], stdin=given.number, stdout=out.number)
+            vm.send_data(given, data[:262144], end=False)
+            if turn % 2:
+                vm.send_data(given, data[262144:])
+                assert vm.read_stream(out) == data
+            else:  # the rest is never sent, and a frame is left half sent
+                vm.send_bulk(encode_frame(DATA, given.number, data[:1000])[:500])
+            if turn % 3 == 2:
+                vm.disconnect()
+                vm.wait_for(vm.connect())
+            vm.hello()
+        assert vm.call("job_list") == {"jobs": []}
+        vm.send_bulk(b"garbage that is no frame")
+        assert "magic" in vm.wait_for_notification("bulk_broken")["reason"]
+        vm.qmp("device_del", id="bulk0")
+        wait_until(lambda: vm.run("cat /sys/class/virtio-ports/*/name").count("bulk") == 0, "the loss of the port")
+        assert "streams" not in vm.hello()["capabilities"]
+        assert vm.error("exec_start", argv=["true"], stdout=1)["code"] == -32009
+        vm.qmp("device_add", id="bulk1", **{**BULK_PORT, "chardev": "bulk-again"})
+        wait_until(lambda: "streams" in vm.call("get_agent_info")["capabilities"], "the port")
+        vm.hello("bulk-again")
+        out = vm.open_stream()
+        vm.call("exec_start", argv=["cat", "/proc/uptime"], stdout=out.number)
+        assert vm.read_stream(out).count(b".") == 2
+
+
+def test_a_host_that_has_gone_ends_its_session(workdir: Path) -> None:
+    with AgentVM(workdir) as vm:
+        hello = vm.connect()
+        vm.qmp("cont")
+        vm.wait_for(hello)
+        vm.hello()
+        vm.call("exec_start", argv=["sh", "-c", "trap 'touch /tmp/hung-up; exit' HUP; while :; do sleep 0.1; done"])
+        vm.disconnect()
+        time.sleep(2)  # nothing tells a host that is away what the guest does
+        vm.wait_for(vm.connect())
+        assert vm.call("get_agent_info")["session"] is None
+        assert vm.run("ls /tmp/hung-up") == "/tmp/hung-up\n"
+
+
+def test_vsock_inside_the_guest(workdir: Path) -> None:
+    """Over its loopback, because QEMU needs /dev/vhost-vsock for more: who is let in, and who takes whose place."""
+    script = (Path(__file__).parent / "vsock_inside.py").read_text()
+    with AgentVM(workdir) as vm:
+        hello = vm.connect()
+        vm.qmp("cont")
+        vm.wait_for(hello)
+        if vm.call("exec_command", argv=["modprobe", "vsock_loopback"])["exit_code"]:
+            pytest.skip("the guest's kernel modules lack vsock_loopback: add it to iso/modules.toml")
+        result = vm.call("exec_command", argv=["python3", "-I", "-S", "-c", script], timeout_s=DEADLINE_S)
+        assert result["stdout"].splitlines()[-1:] == ["well"], result
