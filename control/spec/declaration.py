@@ -1,4 +1,4 @@
-"""One VM and one image as a configuration declares them (floor 1): the keys, their types, their meaning.
+"""One VM as a configuration declares it (floor 1): the keys, their types, their meaning.
 
 `fleet` reads a whole file with it. The keys are those of `schemas/config.json`; a test holds both against each other.
 """
@@ -38,12 +38,6 @@ DISK_KEYS = ("path", "size", "format", "interface", "serial", "read_only")
 FORWARD_KEYS = ("host", "guest", "address", "protocol")
 SHARE_KEYS = ("path", "tag")
 LIMIT_KEYS = ("cpu", "memory")
-IMAGE_KEYS = ("builder", "img_size", "base_img", "env", "env_hook", "templates", "sources", "build_args")
-BASE_IMAGE_KEYS = ("url", "path", "sha256sum")
-HOOK_KEYS = ("interpreter", "script")
-TEMPLATE_KEYS = ("template", "output")
-SOURCE_KEYS = ("url", "sha256sum", "filename")
-
 KINDS = ("vm",)
 RESTARTS = ("no", "on-failure", "always")
 BOOTS = ("direct", "iso", "disk")
@@ -51,7 +45,6 @@ FIRMWARES = ("bios", "uefi")
 MACHINES = ("pc", "q35")
 ACCELERATORS = ("auto", "kvm", "tcg")
 DISPLAYS = ("std", "none")
-BUILDERS = ("raw", "cloud-init", "builtin", "debian")
 BUILTIN = "builtin"
 
 SERIAL_MAX = 20
@@ -69,7 +62,7 @@ BOOT_KEYS = ("image", "iso", "disk", "kernel")
 SshValue = str | int | bool | tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DiskDeclaration:
     """A disk the VM writes to.
 
@@ -86,7 +79,7 @@ class DiskDeclaration:
     read_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ShareDeclaration:
     """A directory of the host that the guest mounts over 9p by its tag."""
 
@@ -94,7 +87,7 @@ class ShareDeclaration:
     tag: str = "host"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ImageReference:
     """What a VM boots and does not write to: the built-in guest, an image of the file's, or a path."""
 
@@ -103,7 +96,7 @@ class ImageReference:
     path: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Limits:
     """What the QEMU process may use of the host; None for no limit.
 
@@ -116,7 +109,7 @@ class Limits:
     memory_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SshDeclaration:
     """How a VM is reached by ssh.
 
@@ -136,7 +129,7 @@ class SshDeclaration:
         return any(option.lower() == "hostname" for option in self.options)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class VMDeclaration:
     """One `[vm.NAME]`, with what it extends, its variables filled in except in `cmd`, `qemu_args` and `append`.
 
@@ -188,62 +181,6 @@ class VMDeclaration:
         return (Forward(self.ssh.port, self.ssh.vm_port), *self.forwards)
 
 
-@dataclass(frozen=True, slots=True)
-class BaseImage:
-    """What a cloud-init image is made from: an URL or a path, and what it must hash to."""
-
-    url: str = ""
-    path: Path | None = None
-    sha256sum: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class EnvHook:
-    """A script that is given the variables of an image as one line of JSON, and prints the new ones as its last."""
-
-    script: Path
-    interpreter: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TemplateFile:
-    """A template, and the name of what is made from it on the cloud-init ISO."""
-
-    template: Path
-    output: str
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A file that is downloaded and put onto the cloud-init ISO."""
-
-    url: str
-    sha256sum: str
-    filename: str
-
-
-@dataclass(frozen=True, slots=True)
-class ImageDeclaration:
-    """One `[img.NAME]`.
-
-    Attributes:
-        path: Where it is once it is built.
-        build_args: Words for the QEMU that boots it once; `{{.img_self}}`, `{{.cloud_init_iso}}` and `env` in them
-            are filled in when it is built.
-    """
-
-    name: str
-    builder: Literal["raw", "cloud-init", "builtin", "debian"]
-    path: Path
-    img_size: str = ""
-    base: BaseImage | None = None
-    env: Mapping[str, Any] = field(default_factory=dict)
-    env_hook: EnvHook | None = None
-    templates: tuple[TemplateFile, ...] = ()
-    sources: tuple[Source, ...] = ()
-    build_args: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True)
 class Surroundings:
     """What the reading of a VM needs beside its own table."""
@@ -257,9 +194,6 @@ class Surroundings:
         if text == "~" or text.startswith("~/"):
             return self.home / text[2:]
         return self.directory / text
-
-
-# -- a VM --------------------------------------------------------------------------------------------------------------
 
 
 def read_ssh(table: Table, *, auto: bool) -> SshDeclaration | None:
@@ -415,7 +349,7 @@ def _read_disks(table: Table, around: Surroundings) -> tuple[DiskDeclaration, ..
     disks = []
     for index, element in table.mixed("disk", "a path, a table, or an array of these"):
         if isinstance(element, str):
-            disk = table.parse("disk", lambda text: DiskDeclaration(around.path(_not_empty(text))), index, element)
+            disk = table.parse("disk", lambda text: DiskDeclaration(around.path(check_path_text(text))), index, element)
         else:
             disk = _read_disk(element, around)
         if disk is not None:
@@ -423,7 +357,8 @@ def _read_disks(table: Table, around: Surroundings) -> tuple[DiskDeclaration, ..
     return tuple(disks)
 
 
-def _not_empty(text: str) -> str:
+def check_path_text(text: str) -> str:
+    """Return `text` when it can be a path. Raises ConfigError."""
     if not text:
         raise ConfigError("a path is empty", hint="name a file")
     return text
@@ -431,7 +366,7 @@ def _not_empty(text: str) -> str:
 
 def _read_disk(table: Table, around: Surroundings) -> DiskDeclaration | None:
     table.check_keys(DISK_KEYS, kind="keys of a disk")
-    path = table.parse("path", lambda text: around.path(_not_empty(text)))
+    path = table.parse("path", lambda text: around.path(check_path_text(text)))
     if "path" not in table:
         table.report(None, "a disk needs a path", hint='as in {path = "disk.qcow2", size = "10G"}')
     size = _read_size(table, "size")
@@ -451,10 +386,10 @@ def _read_disk(table: Table, around: Surroundings) -> DiskDeclaration | None:
 def _read_share(table: Table, around: Surroundings) -> ShareDeclaration | None:
     for _, element in table.mixed("share", "a directory, or a table with path and tag"):
         if isinstance(element, str):
-            path = table.parse("share", lambda text: around.path(_not_empty(text)), text=element)
+            path = table.parse("share", lambda text: around.path(check_path_text(text)), text=element)
             return None if path is None else ShareDeclaration(path)
         element.check_keys(SHARE_KEYS, kind="keys of a share")
-        path = element.parse("path", lambda text: around.path(_not_empty(text)))
+        path = element.parse("path", lambda text: around.path(check_path_text(text)))
         tag = element.text("tag")
         if tag is not None and not 1 <= len(tag.encode()) <= TAG_MAX:
             element.report("tag", f"tag {show_value(tag)} cannot be one", hint=f"use 1 to {TAG_MAX} characters")
@@ -539,119 +474,3 @@ def _check_networks(table: Table, vm: VMDeclaration) -> None:
             if overlap(forward, other) or (forward.host == "auto" == other.host and forward.key == other.key):
                 table.report("forward", f"{forward} and {other} want the same port", hint="give one of them another")
         seen.append(forward)
-
-
-# -- an image ----------------------------------------------------------------------------------------------------------
-
-IMAGE_FILES = {"raw": "image.img", "cloud-init": "stage3.img", "debian": "image.qcow2"}
-"""What a built image is called in its directory; the first two are qqmgr's names."""
-
-
-def read_image(table: Table, name: str, *, directory: Path, around: Surroundings, builtin: Path) -> ImageDeclaration:
-    """Read `[img.NAME]`.
-
-    Args:
-        directory: Where it is built.
-        builtin: The image that the builder `builtin` stands for.
-    """
-    table.check_keys(IMAGE_KEYS, kind="keys of an image")
-    builder = table.choice("builder", BUILDERS)
-    if "builder" not in table:
-        table.report(None, "an image needs a builder", hint="one of " + ", ".join(BUILDERS))
-    if builder in ("raw", "cloud-init") and "img_size" not in table:
-        table.report(None, f"a {builder} image needs img_size", hint='as in img_size = "10G"')
-    img_size = table.parse("img_size", _check_image_size) or ""
-    base = _read_base(table, around)
-    if builder == "cloud-init" and "base_img" not in table:
-        table.report(None, "a cloud-init image needs base_img", hint=f"write [img.{name}.base_img] with url or path")
-    templates = tuple(template for inner in table.tables("templates") if (template := _read_template(inner, around)))
-    sources = tuple(source for inner in table.tables("sources") if (source := _read_source(inner)))
-    taken: set[str] = set()
-    for output in (*(template.output for template in templates), *(source.filename for source in sources)):
-        if output in taken:
-            table.report(None, f"two files of the ISO are called {show_value(output)}", hint="rename one of them")
-        taken.add(output)
-    return ImageDeclaration(
-        name=name,
-        builder=cast(Any, builder or "raw"),
-        path=builtin if builder == "builtin" else directory / IMAGE_FILES.get(builder or "raw", "image.img"),
-        img_size=img_size,
-        base=base,
-        env=table.get("env", dict, "a table") or {},
-        env_hook=_read_hook(table, around),
-        templates=templates,
-        sources=sources,
-        build_args=table.texts("build_args", filled=False) or (),
-    )
-
-
-def _check_image_size(text: str) -> str:
-    # qemu-img counts bytes where a unit is missing, and so did qqmgr; "1024" is left to it.
-    if parse_size_bytes(text, key="img_size") == 0:
-        raise ConfigError("an image cannot be empty", hint='as in img_size = "10G"')
-    return text
-
-
-def _read_base(table: Table, around: Surroundings) -> BaseImage | None:
-    base = table.table("base_img")
-    if base is None:
-        return None
-    base.check_keys(BASE_IMAGE_KEYS, kind="keys of a base image")
-    url, path = base.text("url") or "", base.parse("path", lambda text: around.path(_not_empty(text)))
-    if ("url" in base) == ("path" in base):
-        base.report(None, "a base image has either url or path", hint="name where it comes from")
-    checksum = _read_checksum(base)
-    if url and "sha256sum" not in base:
-        base.report(None, "what is downloaded needs its sha256sum", hint="run sha256sum on a copy you trust")
-    return BaseImage(_check_url(base, url), path, checksum)
-
-
-def _check_url(table: Table, url: str) -> str:
-    if url and not url.startswith(("https://", "http://", "file://")):
-        table.report("url", f"url {show_value(url)} cannot be downloaded", hint="use https://, http:// or file://")
-    return url
-
-
-def _read_checksum(table: Table) -> str:
-    text = (table.text("sha256sum") or "").lower()
-    if "sha256sum" in table and (len(text) != 64 or set(text) - set("0123456789abcdef")):
-        table.report("sha256sum", "sha256sum is not 64 hexadecimal digits", hint="run sha256sum on a copy you trust")
-    return text
-
-
-def _read_hook(table: Table, around: Surroundings) -> EnvHook | None:
-    hook = table.table("env_hook")
-    if hook is None:
-        return None
-    hook.check_keys(HOOK_KEYS, kind="keys of an env_hook")
-    script = hook.parse("script", lambda text: around.path(_not_empty(text)))
-    if "script" not in hook:
-        hook.report(None, "an env_hook needs a script", hint='as in script = "scripts/env.sh"')
-    return None if script is None else EnvHook(script, hook.text("interpreter") or "")
-
-
-def _read_template(table: Table, around: Surroundings) -> TemplateFile | None:
-    table.check_keys(TEMPLATE_KEYS, kind="keys of a template")
-    for key in TEMPLATE_KEYS:
-        if key not in table:
-            table.report(None, f"a template needs {key}", hint='as in template = "user-data.tpl", output = "user-data"')
-    template = table.parse("template", lambda text: around.path(_not_empty(text)))
-    output = table.parse("output", _check_file_name)
-    return TemplateFile(template, output) if template is not None and output is not None else None
-
-
-def _read_source(table: Table) -> Source | None:
-    table.check_keys(SOURCE_KEYS, kind="keys of a source")
-    for key in SOURCE_KEYS:
-        if key not in table:
-            table.report(None, f"a source needs {key}")
-    url, checksum = table.text("url"), _read_checksum(table)
-    filename = table.parse("filename", _check_file_name)
-    return Source(_check_url(table, url), checksum, filename) if url and filename else None
-
-
-def _check_file_name(text: str) -> str:
-    """A name on an ISO: no way out of the directory it is made in."""
-    if text in ("", ".", "..") or "/" in text or len(text.encode()) > 200 or not text.isprintable():
-        raise ConfigError(f"{show_value(text)} cannot be the name of a file", hint="use a plain name, as user-data")
-    return text

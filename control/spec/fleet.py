@@ -9,24 +9,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from control.errors import ConfigError
 from control.paths import IMAGE
 from control.spec.declaration import (
-    ImageDeclaration,
     SshValue,
     Surroundings,
     VMDeclaration,
-    read_image,
     read_ssh_options,
     read_vm,
 )
 from control.spec.locate import Location
 from control.spec.network import Forward, find_forwards, overlap
 from control.spec.tables import Problems, Table
-from control.spec.template import Later, Renderer
 from control.spec.tomlfile import ConfigFileError, Document, read_document, show_value, suggest
+
+if TYPE_CHECKING:
+    from control.spec.image import ImageDeclaration
+    from control.spec.template import Renderer
 
 TOP_KEYS = ("qemu", "vars", "ssh", "vm", "img")
 QEMU_KEYS = ("bin", "img")
@@ -45,9 +46,8 @@ _REFUSED_WORDS = {
 }
 """What is added to every command line, and cannot be there twice; qqmgr refuses the first four as well."""
 
-_PICKED = Later(
-    "is a port that is picked when the VM starts", "it can be used in cmd, qemu_args and append; or name a port"
-)
+_PICKED = "is a port that is picked when the VM starts"
+_PICKED_HINT = "it can be used in cmd, qemu_args and append; or name a port"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def build_words(fleet: Fleet, vm: VMDeclaration, ports: Mapping[str, int] | None
     Raises:
         ConfigFileError: A variable is not defined or circular, or a word is added by us as well.
     """
-    renderer = Renderer(_build_data(fleet, vm, ports or {}))
+    renderer = _build_renderer(fleet, vm, ports)
     words: list[str] = []
     for key, texts in (("cmd", vm.cmd), ("qemu_args", vm.qemu_args)):
         for index, text in enumerate(texts):
@@ -145,7 +145,7 @@ def build_words(fleet: Fleet, vm: VMDeclaration, ports: Mapping[str, int] | None
 
 def build_append(fleet: Fleet, vm: VMDeclaration, ports: Mapping[str, int] | None = None) -> str:
     """Return the words `vm` adds to the kernel's command line. Raises ConfigFileError, as `build_words` does."""
-    return _fill(fleet, vm, Renderer(_build_data(fleet, vm, ports or {})), vm.append, ("append",))
+    return _fill(fleet, vm, _build_renderer(fleet, vm, ports), vm.append, ("append",))
 
 
 def _fill(fleet: Fleet, vm: VMDeclaration, renderer: Renderer, text: str, path: tuple[str | int, ...]) -> str:
@@ -191,27 +191,30 @@ def build_start_layers(fleet: Fleet, names: Iterable[str]) -> tuple[tuple[str, .
     return tuple(layers)
 
 
-def _build_data(fleet: Fleet, vm: VMDeclaration, ports: Mapping[str, int]) -> dict[str, Any]:
-    paths = {name: str(image.path) for name, image in fleet.images.items()}
-    return _template_data(fleet.vars, vm.vars, _ssh_data(vm, ports), paths)
+def _build_renderer(fleet: Fleet, vm: VMDeclaration, ports: Mapping[str, int] | None) -> Renderer:
+    ssh: dict[str, Any] = {}
+    if vm.ssh is not None:
+        port: object = vm.ssh.port
+        if port == "auto":
+            port = (ports or {}).get(Forward("auto", vm.ssh.vm_port).key, port)
+        ssh = {"port": port, "vm_port": vm.ssh.vm_port}
+    return _make_renderer(fleet.vars, vm.vars, ssh, fleet.images)
 
 
-def _ssh_data(vm: VMDeclaration, ports: Mapping[str, int]) -> dict[str, Any]:
-    if vm.ssh is None:
-        return {}
-    data: dict[str, Any] = {"vm_port": vm.ssh.vm_port}
-    if vm.ssh.port == "auto":
-        data["port"] = ports.get(Forward("auto", vm.ssh.vm_port).key, _PICKED)
-    elif vm.ssh.port is not None:
-        data["port"] = vm.ssh.port
-    return data
+def _make_renderer(
+    variables: Mapping[str, Any],
+    vm_variables: Mapping[str, Any],
+    ssh: Mapping[str, Any],
+    images: Mapping[str, ImageDeclaration],
+) -> Renderer:
+    """Make what fills in templates; `vm`, `img` and `vm.ssh` are ours whatever the variables say."""
+    from control.spec.template import Later, Renderer  # many files have no variables
 
-
-def _template_data(
-    variables: Mapping[str, Any], vm_variables: Mapping[str, Any], ssh: Mapping[str, Any], images: Mapping[str, str]
-) -> dict[str, Any]:
-    """What the names in templates stand for; `vm`, `img` and `vm.ssh` are ours whatever the variables say."""
-    return {**variables, "vm": {**vm_variables, "ssh": ssh}, "img": images}
+    known: dict[str, Any] = {key: value for key, value in ssh.items() if value is not None}
+    if known.get("port") == "auto":
+        known["port"] = Later(_PICKED, _PICKED_HINT)
+    paths = {name: str(image.path) for name, image in images.items()}
+    return Renderer({**variables, "vm": {**vm_variables, "ssh": known}, "img": paths})
 
 
 def _check_words(text: str) -> None:
@@ -290,6 +293,11 @@ class _Reader:
         return found
 
     def _read_images(self, top: Table) -> dict[str, ImageDeclaration]:
+        tables = self._named_tables(top, "img", "an image")
+        if not tables:
+            return {}
+        from control.spec.image import read_image
+
         around = self._surroundings(())
         return {
             name: read_image(
@@ -299,7 +307,7 @@ class _Reader:
                 around=around,
                 builtin=IMAGE / "unhinged.iso",
             )
-            for name, table in self._named_tables(top, "img", "an image").items()
+            for name, table in tables.items()
         }
 
     def _read_vms(
@@ -307,14 +315,13 @@ class _Reader:
     ) -> dict[str, VMDeclaration]:
         tables = self._named_tables(top, "vm", "a VM")
         around = self._surroundings(images)
-        paths = {name: str(image.path) for name, image in images.items()}
         vms = {}
         for name, table in tables.items():
             chain = self._follow_extends(name, tables)
             merged = _merge([{**tables[link].values, "abstract": False} for link in chain])
             merged["abstract"] = table.values.get("abstract", False)
-            data = _template_data(variables, _table_of(merged, "vars"), _raw_ssh_data(merged), paths)
-            reading = Table(merged, ("vm", name), self._problems, chain=chain, render=Renderer(data).render_value)
+            render = _LateRenderer(variables, merged, images).render_value
+            reading = Table(merged, ("vm", name), self._problems, chain=chain, render=render)
             vms[name] = read_vm(reading, name, around=around)
             if "ssh" in vms[name].vars:
                 self._problems.report(
@@ -426,13 +433,23 @@ def _table_of(values: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _raw_ssh_data(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `.vm.ssh` is while the VM is still being read; what is wrong with it is reported then."""
-    ssh = _table_of(values, "ssh")
-    if not isinstance(values.get("ssh"), dict):
-        return {}
-    port = ssh.get("port", "auto")
-    return {"port": port if type(port) is int else _PICKED, "vm_port": ssh.get("vm_port", 22)}
+class _LateRenderer:
+    """Fills in the variables of a VM that is still being read; made for each, and seldom needed."""
+
+    def __init__(
+        self, variables: Mapping[str, Any], values: Mapping[str, Any], images: Mapping[str, ImageDeclaration]
+    ) -> None:
+        self._variables = variables
+        self._values = values
+        self._images = images
+        self._renderer: Renderer | None = None
+
+    def render_value(self, text: str) -> str:
+        if self._renderer is None:
+            ssh = _table_of(self._values, "ssh")
+            known = {"port": ssh.get("port"), "vm_port": ssh.get("vm_port", 22)} if "ssh" in self._values else {}
+            self._renderer = _make_renderer(self._variables, _table_of(self._values, "vars"), known, self._images)
+        return self._renderer.render_value(text)
 
 
 def _find_circles(needs: Mapping[str, tuple[str, ...]]) -> list[list[str]]:
