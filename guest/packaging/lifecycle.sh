@@ -38,8 +38,9 @@ tell_unit() {
 	if [ -z "$command" ]; then
 		systemctl "$1" "$UNIT" || :
 	else
+		# The end of the command still has to be told to the host: its agent takes a second for that at most.
 		systemd-run --quiet --collect --no-block --description="$1 the guest agent" \
-			/bin/sh -c "tail --pid=$command -f /dev/null; systemctl $1 $UNIT" || :
+			/bin/sh -c "tail --pid=$command -f /dev/null; sleep 2; systemctl $1 $UNIT" || :
 	fi
 }
 

@@ -21,7 +21,7 @@ if str(REPOSITORY) not in sys.path:
 
 from iso import programs, publish  # noqa: E402
 from iso.agent import content, deb  # noqa: E402
-from iso.debian import disk, system  # noqa: E402
+from iso.debian import disk, seed, system  # noqa: E402
 from iso.debian.recipe import RECIPES, SUITE, Recipe  # noqa: E402
 from iso.progress import Progress  # noqa: E402
 
@@ -34,7 +34,23 @@ _DISK_PROGRAMS = (
 def main(arguments: list[str] | None = None) -> int:
     """Make what the command line names, print its path, and return the exit code."""
     options = _parse(arguments)
-    return publish.run_door("image", lambda: [build_disk(options, Progress())], options.output)
+    build = build_disk if options.what == "disk" else build_seed
+    return publish.run_door("image", lambda: [build(options, Progress())], options.output)
+
+
+def build_seed(options: argparse.Namespace, progress: Progress) -> Path:
+    """Bring the seed ISO up to date and return its path.
+
+    Raises:
+        BuildError: What is missing, or why the key cannot be used; an older seed is as it was.
+    """
+    programs.require(("dpkg-deb", "xorriso"))
+    output: Path = options.output
+    key = seed.read_key(options.key) if options.key is not None else seed.make_key(output.parent / "seed", progress)
+    target = output / "seed.iso"
+    with tempfile.TemporaryDirectory(prefix="seed.") as scratch:
+        publish.replace_changed(target, seed.make_seed(key, Path(scratch)))
+    return target
 
 
 def build_disk(options: argparse.Namespace, progress: Progress) -> Path:
@@ -98,11 +114,12 @@ def _key(recipe: Recipe, archive: Path, agent: bytes | None) -> str:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="iso/debian/build.py", description="Make a Debian disk image.")
-    parser.add_argument("what", choices=["disk"], help="what to make")
+    parser = argparse.ArgumentParser(prog="iso/debian/build.py", description="Make a Debian disk image or a seed ISO.")
+    parser.add_argument("what", choices=["disk", "seed"], help="what to make")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="debian", help="which disk image (debian)")
     parser.add_argument("--output", type=Path, default=Path("build/image"), help="where it goes (build/image)")
     parser.add_argument("--cache", type=Path, default=Path("build/cache"), help="where packages are kept (build/cache)")
+    parser.add_argument("--key", type=Path, help="for seed: the public SSH key that may log in (one is made)")
     parser.add_argument("--force", action="store_true", help="make the image again, from the same packages")
     parser.add_argument("--refresh", action="store_true", help="install the current versions of the packages")
     options = parser.parse_args(arguments)
