@@ -60,5 +60,5 @@ def parse(record: str) -> "tuple[int, str, bool] | None":
     if not found or before not in ("O", "Memory cgroup o") or not pid.isdigit():
         return None
     # The name may hold brackets; what follows it is known.
-    name = after.partition(") total-vm:")[0].partition("\n")[0].rstrip(")")
+    name = after.partition(") total-vm:")[0].partition("\n")[0]
     return int(pid), name, before != "O"

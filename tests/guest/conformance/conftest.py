@@ -75,7 +75,8 @@ def _boot_of(kind: str) -> list[str] | None:
     disk = IMAGE / "debian.qcow2"
     if not disk.is_file():
         pytest.skip("there is no Debian guest: run 'make image-debian'")
-    return ["-drive", f"file={disk},format=qcow2,if=virtio,snapshot=on"]
+    drive = f"file={disk},format=qcow2,if=none,id=system,snapshot=on"
+    return ["-drive", drive, "-device", "virtio-blk-pci,drive=system,bootindex=0"]
 
 
 @pytest.fixture(scope="module", params=["built-in", "debian"])
