@@ -6,7 +6,10 @@ import json
 import os
 import secrets
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from guest.agent.carriers.bulk import BulkCarrier
 from guest.agent.loop import Loop
 from guest.agent.streams import MAX_OPEN, Streams
 from tests.guest.agentprocess import (
+    AGENT,
     CREDIT,
     DATA,
     END,
@@ -437,3 +441,40 @@ def test_lines_and_frames_share_the_connection(agent: AgentProcess) -> None:
     assert not out.ended
     assert len(agent.read_stream(out)) == 20_000_000
     assert json.dumps(agent.unasked).count("error") == 0
+
+
+def test_every_byte_passes_a_terminal(tmp_path: Path) -> None:
+    """The one connection over a serial line: flow control, line feeds and control characters in a stream."""
+    ours, theirs = os.openpty()
+    config = tmp_path / "config.json"
+    config.write_text('{"console": null, "share": null, "events": null, "heartbeat_s": 0}')
+    start = [sys.executable, "-I", "-S", "-B", str(AGENT / "__main__.py"), "--config", str(config)]
+    process = subprocess.Popen([*start, "--port", os.ttyname(theirs)])
+    data = bytes(range(256)) * 100
+    lines = [
+        b'{"jsonrpc":"2.0","id":1,"method":"hello","params":{"session":"%s"}}\n' % SESSION.encode(),
+        encode_line(HELLO_FRAME),
+        b'{"jsonrpc":"2.0","id":2,"method":"exec_start","params":{"argv":["cat"],"stdin":1,"stdout":2}}\n',
+        *(encode_line(encode_frame(DATA, 1, data[at : at + 500])) for at in range(0, len(data), 500)),
+        encode_line(encode_frame(END, 1)),
+    ]
+    seen: list[tuple[int, int, bytes]] = []
+    try:
+        with os.fdopen(ours, "r+b", buffering=0) as raw, os.fdopen(os.dup(ours), "rb") as reader:
+            while b"agent ready" not in reader.readline():
+                pass  # from now on the terminal is raw
+            for line in lines:
+                raw.write(line)
+                if line.startswith(b"{"):  # the next one may go when this one has been answered
+                    while b'"result"' not in reader.readline():
+                        pass
+            while (END, 2, b"") not in seen:
+                line = reader.readline()
+                if line.startswith(b"\xf5"):
+                    seen.append(decode_frame(decode_line(line)))
+                    assert len(seen[-1][2]) <= 4096
+    finally:
+        os.close(theirs)
+        process.kill()
+        process.wait()
+    assert b"".join(payload for kind, _, payload in seen if kind == DATA) == data
