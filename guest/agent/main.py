@@ -5,7 +5,7 @@ The order matters: the port first, because the host is waiting for it; what nobo
 
 import os
 
-from . import VERSION, config, dispatch, message, network, system, wire
+from . import VERSION, config, dispatch, message, system, wire
 from .carriers.console import ConsoleCarrier
 from .carriers.port import ANSWER, HEARTBEAT, STATUS, PortCarrier
 from .guard import Guard
@@ -337,6 +337,8 @@ class Agent:
 
     def build_ready(self) -> "dict[str, Any]":
         """The message `agent ready`, under the same id on whichever carrier it goes out."""
+        from . import network
+
         details = {
             "version": VERSION,
             "os": system.read_os_name(),
