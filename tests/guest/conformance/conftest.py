@@ -102,4 +102,5 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
         vm.wait_for(vm.connect())
         vm.hello()
         yield Guest(vm, request.param)
+    # Kept when the guest did not come up: its console says why.
     shutil.rmtree(directory)
