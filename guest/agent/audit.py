@@ -98,30 +98,36 @@ class AuditLog:
         if self._gathered_bytes + len(line) > _MAX_GATHERED_BYTES:
             self._lost += 1  # it cannot be written; that has been reported
             return
-        self._gathered.append(line)
-        self._gathered_bytes += len(line)
+        self._gather(line)
         self._wait(_GATHER_S)
 
     def flush(self) -> None:
         """Writes what was gathered; what cannot be written now is tried again, as far as there is room for it."""
-        if not self._gathered or self.held:
-            return
         try:
-            if self._lost:
-                self._gathered.append(wire.encode({"time": "", "session": None, "method": "", "lost": self._lost}))
-            self._append(b"".join(self._gathered))
+            while self._gathered:
+                self._append(self._take_chunk())
+                if self._lost and not self._gathered:
+                    # The place of this line is where lines are missing: after those that were kept.
+                    self._gather(wire.encode({"lost": self._lost}))
+                    self._lost = 0
         except OSError as error:
             if not self._failed:
                 self._failed = True
                 self._report("the audit log %s cannot be written: %s" % (self._path, error.strerror))
-            if self._lost:
-                self._gathered.pop()
             self._wait(_RETRY_S)
             return
         self._failed = False
-        self._lost = 0
-        self._gathered.clear()
-        self._gathered_bytes = 0
+
+    def _gather(self, line: bytes) -> None:
+        self._gathered.append(line)
+        self._gathered_bytes += len(line)
+
+    def close(self) -> None:
+        """Writes what there is and lets go of the file."""
+        self.flush()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _wait(self, delay_s: float) -> None:
         if not self._waits:
@@ -132,11 +138,21 @@ class AuditLog:
         self._waits = False
         self.flush()
 
-    def _append(self, data: bytes) -> None:
+    def _take_chunk(self) -> "list[bytes]":
+        """The next lines that fit into the file; into the next one where none does."""
         if self._fd < 0:
             self._open()
-        if self._size and self._size + len(data) > self._limit:
+        if self._size + len(self._gathered[0]) > self._limit and self._size:
             self._rotate()
+        size = self._size
+        count = 0
+        while count < len(self._gathered) and size + len(self._gathered[count]) <= self._limit:
+            size += len(self._gathered[count])
+            count += 1
+        return self._gathered[:count]
+
+    def _append(self, lines: "list[bytes]") -> None:
+        data = b"".join(lines)
         written = 0
         try:
             while written < len(data):
@@ -146,6 +162,8 @@ class AuditLog:
             os.ftruncate(self._fd, self._size)
             raise
         self._size += written
+        del self._gathered[: len(lines)]
+        self._gathered_bytes -= written
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -106,4 +106,3 @@ class FileWriter(Sink):
             offset += len(piece)
             self._bytes += len(piece)
             self.view = piece[len(piece) :]
-            yield

@@ -136,9 +136,16 @@ class Policy:
         self._allowed = {READ: _build_prefixes(read), WRITE: _build_prefixes(write)}
         # What leads to an allowed place by its configured name may be walked through as well.
         self._ways = {READ: _build_ways(read), WRITE: _build_ways(write)}
-        self._denied = [_normal(path.encode()) for path in denied] + (_build_prefixes(denied) or [])
+        names = [_normal(path.encode()) for path in denied] + (_build_prefixes(denied) or [])
+        self._denied = list(dict.fromkeys(names))
         self._held = [fd for fd in map(_hold, self._denied) if fd >= 0]
         self._inner = _list_inner(self._denied)
+
+    def close(self) -> None:
+        """Lets go of what it holds; it is of no more use."""
+        for fd in self._held:
+            os.close(fd)
+        self._held = []
 
     # Finding
 
