@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from control.paths import BUILD, ROOT
 from tests.debian.debianvm import DISK, DebianVM
 
 
@@ -36,3 +39,24 @@ def debian(directory: Path) -> Iterator[DebianVM]:
     with DebianVM(directory) as vm:
         vm.boot()
         yield vm
+
+
+@pytest.fixture
+def cloud_image() -> Path:
+    """A Debian with cloud-init and without our agent, as somebody else's cloud image; built when first asked for."""
+    images = BUILD / "cache" / "images"
+    argv = [
+        sys.executable,
+        str(ROOT / "iso/debian/build.py"),
+        "disk",
+        "--recipe",
+        "debian-cloud",
+        "--output",
+        str(images),
+        "--cache",
+        str(BUILD / "cache"),
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=800, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"an image with cloud-init cannot be built here: {done.stderr.splitlines()[-1]}")
+    return images / "debian-cloud.qcow2"

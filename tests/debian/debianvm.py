@@ -64,10 +64,14 @@ class DebianVM(AgentVM):
         self.qmp("cont")
         self.wait_for(self.connect())
 
+    def connect_console(self) -> socket.socket:
+        """The host's end of the serial console, for whoever drives it."""
+        return self._connect("console")
+
     def log_in(self) -> Console:
         """A shell of root on the serial console, which needs no agent."""
         if self.console is None:
-            self.console = Console(self._connect("console"))
+            self.console = Console(self.connect_console())
             self.console.enter()
         return self.console
 
@@ -125,4 +129,4 @@ class Console:
         self.write(f"{begin}; {command}; {end}\n".encode())
         self.wait_for(f"{first}{second}\r?\n".encode(), within_s)
         match = self.wait_for(rf"(?s)(.*?)\r?\n{second}{first}=(\d+)\r?\n".encode(), within_s)
-        return int(match[2]), match[1].decode("utf-8", "replace")
+        return int(match[2]), match[1].decode("utf-8", "replace").replace("\r\n", "\n").strip()

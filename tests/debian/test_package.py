@@ -57,6 +57,8 @@ def test_the_package_lives_through_all_of_its_life(debian: DebianVM) -> None:
     assert "__pycache__" in vm.run("ls /usr/lib/unhinged-agent/agent")
     print(vm.run(f"systemd-analyze security --no-pager {UNIT} | tail -n 1"))
 
+    # The agent may be there before the share is.
+    vm.run("udevadm settle && systemctl start mnt-host.mount")
     # The agent runs the tool that replaces the agent. The tool comes to its end, and its answer arrives.
     vm.run("echo '{\"heartbeat_s\": 7}' > /etc/unhinged-agent/config.json")
     said = vm.run(f"dpkg --force-confold --install /mnt/host/unhinged-agent_{NEXT_VERSION}_all.deb")

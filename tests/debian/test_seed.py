@@ -6,24 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from control.paths import BUILD
 from guest.agent import VERSION
 from tests.debian.debianvm import DebianVM
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOOR = [sys.executable, str(REPOSITORY / "iso/debian/build.py")]
-
-
-@pytest.fixture
-def cloud_image() -> Path:
-    images = BUILD / "cache" / "images"
-    argv = [*DOOR, "disk", "--recipe", "debian-cloud", "--output", str(images), "--cache", str(BUILD / "cache")]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=800, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"an image with cloud-init cannot be built here: {done.stderr.splitlines()[-1]}")
-    return images / "debian-cloud.qcow2"
 
 
 def test_at_its_first_boot_a_cloud_image_gets_the_agent_and_the_key(
