@@ -70,7 +70,7 @@ class Entry:
             self.entries, self.bytes = value.get("entries"), value.get("bytes")
             return
         self.type = value.get("type")
-        if self.type not in _KEYS:
+        if not isinstance(self.type, str) or self.type not in _KEYS:
             raise files.Corrupted("an entry has the unknown type %s" % str(self.type)[:64])
         for key in ("path", "mtime_ns", *_KEYS[self.type]):
             if key not in value and not (key == "mtime_ns" and self.type == "hardlink"):

@@ -25,6 +25,14 @@ def _parse_int(text: str) -> int:
     return int(text)
 
 
+def _parse_float(text: str) -> float:
+    # 1e999 would become Infinity, which could be taken but never be sent back.
+    value = float(text)
+    if value - value != 0:
+        raise WireError("a number is out of bounds")
+    return value
+
+
 def _parse_constant(text: str) -> float:
     raise WireError("%s is not JSON" % text)
 
@@ -35,7 +43,7 @@ class _ScannerContext:
     strict = True
     object_hook = None
     object_pairs_hook = None
-    parse_float = float
+    parse_float = staticmethod(_parse_float)
     parse_int = staticmethod(_parse_int)
     parse_constant = staticmethod(_parse_constant)
 
@@ -54,7 +62,9 @@ def _build_codec() -> "tuple[Callable[[str, int], tuple[Any, int]], Callable[[An
         # Not CPython, or one whose inner interface differs: the public interface does the same, more slowly.
         import json
 
-        scan = json.JSONDecoder(parse_int=_parse_int, parse_constant=_parse_constant).raw_decode
+        scan = json.JSONDecoder(
+            parse_float=_parse_float, parse_int=_parse_int, parse_constant=_parse_constant
+        ).raw_decode
         public = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
         return scan, lambda value, _indent: (public.encode(value),)
 
