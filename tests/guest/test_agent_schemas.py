@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def test_details_of_golden_messages_have_the_form_of_their_verb(path: Path) -> N
 
 
 def test_every_schema_is_a_closed_and_bounded_schema_of_its_own() -> None:
-    files = sorted(path for path in SCHEMAS.rglob("*.json") if path.name != "index.json")
+    # What a user writes into their own configuration crosses no border.
+    files = sorted(path for path in SCHEMAS.rglob("*.json") if path.name not in ("index.json", "config.json"))
     assert len(files) > 40
     ids = set()
     for path in files:
@@ -83,10 +85,78 @@ def test_the_index_names_every_schema_and_every_method() -> None:
 
     assert set(INDEX["methods"]) == set(dispatch.HANDLERS)
     named = {INDEX["envelope"], INDEX["line"]} | {entry["file"] for entry in INDEX["messages"]}
+    named |= {entry["params"] for entry in INDEX["notifications"].values()}
     for method in INDEX["methods"].values():
-        named |= {method["params"], method["result"]}
-    present = {
-        str(path.relative_to(SCHEMAS)) for room in ("agent", "messages") for path in SCHEMAS.glob(f"{room}/*.json")
-    }
+        named |= {value for key, value in method.items() if key != "notification"}
+    rooms = ("agent", "agent/notifications", "messages")
+    present = {str(path.relative_to(SCHEMAS)) for room in rooms for path in SCHEMAS.glob(f"{room}/*.json")}
     present |= {"message.json", "jsonrpc.json"}
     assert named == present
+
+
+def test_every_method_that_begins_a_job_says_how_it_ends() -> None:
+    for name, method in INDEX["methods"].items():
+        result = load(method["result"])
+        answers = result.get("anyOf", [result])
+        begins_job = any("job" in answer["properties"] for answer in answers)
+        assert method.get("done") == (f"agent/{name}.done.json" if begins_job else None)
+
+
+def test_every_notification_of_the_agent_has_a_schema() -> None:
+    sources = [path.read_text() for path in (SCHEMAS.parent / "guest" / "agent").rglob("*.py")]
+    told = {name for source in sources for name in re.findall(r"\bnotify\(\s*\"(\w+)\"", source)}
+    assert set(INDEX["notifications"]) == told | {"message"}
+
+
+def test_metrics_are_pushed_as_they_are_answered() -> None:
+    answered = load("agent/get_metrics.result.json")
+    pushed = load("agent/notifications/metrics.json")["properties"]["metrics"]
+    assert pushed == {key: value for key, value in answered.items() if key not in ("$schema", "$id", "title")}
+
+
+END = {"exit_code": 0, "signal": None, "timed_out": False, "seconds": 0.1}
+COPIED = {"entries": 1, "bytes": 2, "skipped": 0, "changed": ["a"]}
+CHANGED = {"name": "a", "before": None, "after": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("exec_start.done", END, {**END, "signal": 9}),
+        ("exec_start.done", {**END, "exit_code": None, "signal": 9}, {**END, "exit_code": None}),
+        ("exec_start.done", END, {**END, "seconds": 10**30}),
+        ("file_put.done", COPIED, {**COPIED, "changed": ["a"] * 101}),
+        ("file_get.done", COPIED, {**COPIED, "entries": -1}),
+        ("file_read.done", {"bytes": 1, "crc32": 2**32 - 1}, {"bytes": 1, "crc32": 2**32}),
+        ("file_write.done", {"bytes": 1, "size": 1, "crc32": 0}, {"bytes": 1, "crc32": 0}),
+        ("log_follow.done", {"bytes": 0, "rotations": 0}, {"bytes": 0}),
+        ("metrics_watch.done", {"sent": 1}, {"sent": 0}),
+        ("package_update.done", {"changed": [CHANGED], "changed_total": 1}, {"changed": [{}], "changed_total": 1}),
+        (
+            "cloud_init_apply.done",
+            {"directives": [{"directive": "runcmd", "ok": False, "detail": ""}], "failed": 1},
+            {"directives": [{"directive": "other", "ok": True, "detail": ""}], "failed": 0},
+        ),
+        ("notifications/job_done", {"job": 1, "result": {}}, {"job": 1}),
+        (
+            "notifications/job_done",
+            {"job": 1, "error": {"code": -32006, "message": "cancelled"}},
+            {"job": 1, "result": {}, "error": {"code": -32006, "message": "cancelled"}},
+        ),
+        ("notifications/bulk_broken", {"reason": ""}, {"reason": None}),
+        (
+            "notifications/file_changed",
+            {"job": 1, "changes": [{"change": "moved", "path": "a", "to": "b"}]},
+            {"job": 1, "changes": [{"change": "moved", "path": "a"}]},
+        ),
+        ("notifications/file_changed", {"job": 1, "changes": [{"change": "overflow", "path": ""}]}, {"job": 1}),
+    ],
+)
+def test_ends_and_notifications(name: str, good: object, bad: object) -> None:
+    schema = load(f"agent/{name}.json")
+    assert check(schema, good) and not check(schema, bad)
+
+
+def test_a_watch_never_ends_with_a_result() -> None:
+    schema = load("agent/file_watch.done.json")
+    assert not any(check(schema, value) for value in ({}, None, {"job": 1}))
