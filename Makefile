@@ -110,7 +110,7 @@ image-seed: setup-python ## build/image/seed.iso: at its first boot, a cloud ima
 	@$(VENV)/bin/python iso/debian/build.py seed $(call option,--key,KEY) $(ARGS)
 
 ##@ Check
-.PHONY: test test-fast test-slow test-all lint types check bench pictures
+.PHONY: test test-fast test-slow test-all lint types check fuzz bench pictures
 test: setup deps-install-test deps-install-guests image $(VENV)/.ready-dev ## all tests that end within ten minutes, boots included
 	@$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
 
@@ -129,6 +129,10 @@ types: $(VENV)/.ready-dev ## mypy
 	@$(VENV)/bin/mypy
 
 check: lint types test-fast ## lint, types and the fast tests
+
+fuzz: setup $(VENV)/.ready-dev ## feed the decoders of both sides what a fuzzer thinks of (ARGS='--seconds 600')
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@$(VENV)/bin/python tests/fuzz/run.py $(ARGS)
 
 bench: setup image $(VENV)/.ready-dev ## measure speed and memory; prints a table, writes build/bench
 	@$(VENV)/bin/python -m tests.bench $(ARGS)

@@ -1,6 +1,6 @@
 """Runs every target under a coverage-guided fuzzer, one after the other, each in a process of its own.
 
-`make fuzz ARGS='--seconds 600'`. Needs atheris (`.venv/bin/pip install atheris`). An input that breaks a decoder is
+`make fuzz ARGS='--seconds 600'`, which installs atheris first. An input that breaks a decoder is
 kept below `build/fuzz/`, and the exit code is 1.
 """
 
