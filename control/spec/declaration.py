@@ -190,7 +190,9 @@ class Surroundings:
     images: tuple[str, ...]
 
     def path(self, text: str) -> Path:
-        """Read a path: relative to the file, `~` for the home directory."""
+        """Read a path: relative to the file, `~` for the home directory. Raises ConfigError when it is empty."""
+        if not text:
+            raise ConfigError("a path is empty", hint="name a file")
         if text == "~" or text.startswith("~/"):
             return self.home / text[2:]
         return self.directory / text
@@ -349,7 +351,7 @@ def _read_disks(table: Table, around: Surroundings) -> tuple[DiskDeclaration, ..
     disks = []
     for index, element in table.mixed("disk", "a path, a table, or an array of these"):
         if isinstance(element, str):
-            disk = table.parse("disk", lambda text: DiskDeclaration(around.path(check_path_text(text))), index, element)
+            disk = table.parse("disk", lambda text: DiskDeclaration(around.path(text)), index, element)
         else:
             disk = _read_disk(element, around)
         if disk is not None:
@@ -357,16 +359,9 @@ def _read_disks(table: Table, around: Surroundings) -> tuple[DiskDeclaration, ..
     return tuple(disks)
 
 
-def check_path_text(text: str) -> str:
-    """Return `text` when it can be a path. Raises ConfigError."""
-    if not text:
-        raise ConfigError("a path is empty", hint="name a file")
-    return text
-
-
 def _read_disk(table: Table, around: Surroundings) -> DiskDeclaration | None:
     table.check_keys(DISK_KEYS, kind="keys of a disk")
-    path = table.parse("path", lambda text: around.path(check_path_text(text)))
+    path = table.parse("path", around.path)
     if "path" not in table:
         table.report(None, "a disk needs a path", hint='as in {path = "disk.qcow2", size = "10G"}')
     size = _read_size(table, "size")
@@ -384,12 +379,12 @@ def _read_disk(table: Table, around: Surroundings) -> DiskDeclaration | None:
 
 
 def _read_share(table: Table, around: Surroundings) -> ShareDeclaration | None:
-    for _, element in table.mixed("share", "a directory, or a table with path and tag"):
+    for _, element in table.mixed("share", "a directory, or a table with path and tag,", many=False):
         if isinstance(element, str):
-            path = table.parse("share", lambda text: around.path(check_path_text(text)), text=element)
+            path = table.parse("share", around.path, text=element)
             return None if path is None else ShareDeclaration(path)
         element.check_keys(SHARE_KEYS, kind="keys of a share")
-        path = element.parse("path", lambda text: around.path(check_path_text(text)))
+        path = element.parse("path", around.path)
         tag = element.text("tag")
         if tag is not None and not 1 <= len(tag.encode()) <= TAG_MAX:
             element.report("tag", f"tag {show_value(tag)} cannot be one", hint=f"use 1 to {TAG_MAX} characters")

@@ -83,14 +83,14 @@ def load_fleet(location: Location) -> Fleet:
     Raises:
         ConfigFileError: The first thing that is wrong with it.
     """
-    document = read_document(location.file)
+    document = read_document(location.path, location.file)
     return _Reader(document, location, Problems(document, lenient=location.is_qqmgr)).read()
 
 
 def find_problems(location: Location) -> tuple[ConfigFileError, ...]:
     """Find everything that is wrong with the configuration file, in the order of its lines."""
     try:
-        document = read_document(location.file)
+        document = read_document(location.path, location.file)
     except ConfigFileError as error:
         return (error,)
     problems = Problems(document, collect=True, lenient=location.is_qqmgr)
@@ -339,8 +339,10 @@ class _Reader:
         while isinstance(parent := tables[chain[-1]].values.get("extends"), str):
             path = ("vm", chain[-1], "extends")
             if parent in chain:
-                circle = " → ".join([*chain[chain.index(parent) :], parent])
-                self._problems.report(path, f"VMs extend each other in a circle: {circle}", hint="break it")
+                circle = chain[chain.index(parent) :]
+                if name == next(other for other in tables if other in circle):  # told once for all that are in it
+                    shown = " → ".join([*circle, parent])
+                    self._problems.report(path, f"VMs extend each other in a circle: {shown}", hint="break it")
                 return chain
             if parent not in tables:
                 hint = suggest(parent, list(tables), kind="VMs")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from control.errors import ConfigError
-from control.spec.declaration import Surroundings, check_path_text
+from control.spec.declaration import Surroundings
 from control.spec.tables import Table
 from control.spec.tomlfile import show_value
 from control.units import parse_size_bytes
@@ -133,17 +133,18 @@ def _read_base(table: Table, around: Surroundings) -> BaseImage | None:
     if base is None:
         return None
     base.check_keys(BASE_IMAGE_KEYS, kind="keys of a base image")
-    url, path = base.text("url") or "", base.parse("path", lambda text: around.path(check_path_text(text)))
+    url, path = _read_url(base), base.parse("path", around.path)
     if ("url" in base) == ("path" in base):
         base.report(None, "a base image has either url or path", hint="name where it comes from")
     checksum = _read_checksum(base)
     if url and "sha256sum" not in base:
         base.report(None, "what is downloaded needs its sha256sum", hint="run sha256sum on a copy you trust")
-    return BaseImage(_check_url(base, url), path, checksum)
+    return BaseImage(url, path, checksum)
 
 
-def _check_url(table: Table, url: str) -> str:
-    if url and not url.startswith(("https://", "http://", "file://")):
+def _read_url(table: Table) -> str:
+    url = table.text("url") or ""
+    if "url" in table and not url.startswith(("https://", "http://", "file://")):
         table.report("url", f"url {show_value(url)} cannot be downloaded", hint="use https://, http:// or file://")
     return url
 
@@ -160,7 +161,7 @@ def _read_hook(table: Table, around: Surroundings) -> EnvHook | None:
     if hook is None:
         return None
     hook.check_keys(HOOK_KEYS, kind="keys of an env_hook")
-    script = hook.parse("script", lambda text: around.path(check_path_text(text)))
+    script = hook.parse("script", around.path)
     if "script" not in hook:
         hook.report(None, "an env_hook needs a script", hint='as in script = "scripts/env.sh"')
     return None if script is None else EnvHook(script, hook.text("interpreter") or "")
@@ -171,7 +172,7 @@ def _read_template(table: Table, around: Surroundings) -> TemplateFile | None:
     for key in TEMPLATE_KEYS:
         if key not in table:
             table.report(None, f"a template needs {key}", hint='as in template = "user-data.tpl", output = "user-data"')
-    template = table.parse("template", lambda text: around.path(check_path_text(text)))
+    template = table.parse("template", around.path)
     output = table.parse("output", _check_file_name)
     return TemplateFile(template, output) if template is not None and output is not None else None
 
@@ -181,9 +182,9 @@ def _read_source(table: Table) -> Source | None:
     for key in SOURCE_KEYS:
         if key not in table:
             table.report(None, f"a source needs {key}")
-    url, checksum = table.text("url"), _read_checksum(table)
+    url, checksum = _read_url(table), _read_checksum(table)
     filename = table.parse("filename", _check_file_name)
-    return Source(_check_url(table, url), checksum, filename) if url and filename else None
+    return Source(url, checksum, filename) if url and filename else None
 
 
 def _check_file_name(text: str) -> str:

@@ -38,6 +38,11 @@ class Location:
     is_shared: bool = False
     is_qqmgr: bool = False
 
+    @property
+    def path(self) -> Path:
+        """The file, absolute."""
+        return self.directory / self.file.name
+
 
 def find_location(explicit: Path | None, *, cwd: Path, home: Path) -> Location:
     """Find the configuration file: `explicit` when given, else the project's, else the user's.

@@ -206,23 +206,22 @@ class Table:
             else:
                 self._report_element(key, index, f"{key} holds {name_type(value)}; {what} is wanted")
 
-    def mixed(self, key: str, what: str) -> Iterator[tuple[int, str | Table]]:
-        """The strings and tables of an array, or of a single value that stands for an array of one."""
-        if key in self.values and not isinstance(self.values[key], list):
-            value = self.values[key]
-            elements: Iterator[tuple[int, Any]] = iter([(-1, value)])
-        else:
+    def mixed(self, key: str, what: str, *, many: bool = True) -> Iterator[tuple[int, str | Table]]:
+        """A string or table, or, with `many`, an array of these; with its index, -1 for one that stands alone."""
+        if many and isinstance(self.values.get(key), list):
             elements = self._elements(key, what)
+        else:
+            elements = iter([(-1, self.values[key])] if key in self.values else [])
         for index, value in elements:
-            place = () if index < 0 else (index,)
             if isinstance(value, dict):
-                yield index, self._inner(value, (*self.path, key, *place))
+                yield index, self._inner(value, (*self.path, key, *((index,) if index >= 0 else ())))
             elif isinstance(value, str):
                 text = self._checked_text(key, value, index)
                 if text is not None:
                     yield index, text
             else:
-                self._report_element(key, index, f"{key} holds {name_type(value)}; {what} is wanted")
+                holds = "is" if index < 0 else "holds"
+                self._report_element(key, index, f"{key} {holds} {name_type(value)}; {what} is wanted")
 
     def parse(self, key: str, read: Callable[[str], Value], index: int = -1, text: str | None = None) -> Value | None:
         """Hand a string to `read`, and report what it raises under this key."""

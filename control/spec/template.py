@@ -161,8 +161,10 @@ class Renderer:
         value = _look_up(self._data, path, shown)
         if isinstance(value, str) and self._nested and "{{" in value:
             self._open.append(path)
-            text = self.render_value(value)
-            self._open.pop()
+            try:
+                text = self.render_value(value)
+            finally:
+                self._open.pop()
         else:
             text = _show_scalar(value, shown)
         self._done[path] = text

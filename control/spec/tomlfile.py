@@ -51,16 +51,17 @@ class Document:
     data: dict[str, Any]
 
 
-def read_document(file: Path) -> Document:
-    """Read the TOML file `file`.
+def read_document(path: Path, shown: Path | None = None) -> Document:
+    """Read the TOML file at `path`; errors call it `shown`, which is what the user wrote.
 
     Raises:
         ConfigFileError: It cannot be read, is no text, or is not TOML; names the line.
     """
+    file = shown or path
     try:
-        if file.is_dir():
+        if path.is_dir():
             raise ConfigFileError("is a directory, not a configuration file", file=file, hint="name the file in it")
-        with file.open("rb") as stream:
+        with path.open("rb") as stream:
             raw = stream.read(FILE_MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigFileError("there is no such file", file=file, hint="look at the path after -c") from error
