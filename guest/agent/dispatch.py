@@ -117,11 +117,17 @@ class Call:
     """
 
     __slots__ = (
-        "_job", "_reply", "_running", "agent", "answered", "id", "method", "notification", "on_cancel",
+        "_job", "_reply", "_running", "_when_sent", "agent", "answered", "id", "method", "notification", "on_cancel",
         "record",
     )  # fmt: skip
 
-    def __init__(self, agent: "Agent", request: "dict[str, Any]", reply: "Callable[..., Any]") -> None:
+    def __init__(
+        self,
+        agent: "Agent",
+        request: "dict[str, Any]",
+        reply: "Callable[..., Any]",
+        when_sent: "Callable[..., Any] | None" = None,
+    ) -> None:
         self.agent = agent
         self.id = request.get("id")
         self.method = request["method"]
@@ -131,6 +137,8 @@ class Call:
         # Takes the answer into the audit log, where there is one.
         self.record: "Callable[[dict[str, Any]], Any] | None" = None
         self._reply = reply
+        # Calls back when the answer has been sent, where that is not at once.
+        self._when_sent = when_sent
         self._job: "Job | None" = None
         self._running: "list[Call] | None" = None
 
@@ -138,7 +146,10 @@ class Call:
         if not self.answered:
             self._end({"jsonrpc": "2.0", "id": self.id, "result": result})
             if self._job is not None:
-                self._job.answered()
+                if self._when_sent is None:
+                    self._job.answered()
+                else:
+                    self._when_sent(self._job.answered)
 
     def fail(self, code: int, message: str, data: "dict[str, Any] | None" = None) -> None:
         if not self.answered:
@@ -229,23 +240,36 @@ class Dispatcher:
             return
         answers: "list[Any]" = []
         waiting = [len(requests)]
+        followers: "list[Callable[[], Any]]" = []
 
         def collect(answer: "dict[str, Any] | None") -> None:
             if answer is not None:
                 answers.append(answer)
             waiting[0] -= 1
-            if not waiting[0] and answers:
-                self._send(_encode_batch(answers))
+            if not waiting[0]:
+                if answers:
+                    self._send(_encode_batch(answers))
+                for follower in followers:
+                    self._agent.loop.soon(follower)
+
+        def follow(callback: "Callable[[], Any]") -> None:
+            # The end of a job must not overtake the answer that names it, which waits for the slowest of the batch.
+            if waiting[0]:
+                followers.append(callback)
+            else:
+                callback()
 
         for request in requests:
-            self._handle_request(request, collect)
+            self._handle_request(request, collect, follow)
 
-    def _handle_request(self, request: "Any", reply: "Callable[..., Any]") -> None:
+    def _handle_request(
+        self, request: "Any", reply: "Callable[..., Any]", when_sent: "Callable[..., Any] | None" = None
+    ) -> None:
         fault = _find_fault(request)
         if fault is not None:
             reply(_build_error(_id_of(request), INVALID_REQUEST, fault))
             return
-        call = Call(self._agent, request, reply)
+        call = Call(self._agent, request, reply, when_sent)
         params = request.get("params")
         guard = self._agent.guard
         try:

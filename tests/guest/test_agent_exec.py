@@ -50,6 +50,19 @@ def test_output_and_errors_come_apart_and_the_end_is_told(agent: AgentProcess) -
     assert result == {"exit_code": 7, "signal": None, "timed_out": False}
 
 
+def test_the_end_of_a_job_never_overtakes_the_answer_of_its_batch(agent: AgentProcess) -> None:
+    batch = [
+        {"jsonrpc": "2.0", "id": "short", "method": "exec_start", "params": {"argv": ["true"]}},
+        {"jsonrpc": "2.0", "id": "long", "method": "exec_command", "params": {"argv": ["sleep", "0.3"]}},
+        {"jsonrpc": "2.0", "id": "last", "method": "exec_start", "params": {"argv": ["true"]}},
+    ]
+    agent.send(json.dumps(batch).encode() + b"\n")
+    while not isinstance(answers := agent.receive(), list):
+        assert answers["method"] == "message", f"this came before the batch was answered: {answers}"
+    for job in (answer["result"]["job"] for answer in answers if answer["id"] != "long"):
+        assert agent.wait_for_job(job)["result"]["exit_code"] == 0
+
+
 def test_errors_can_go_where_the_output_goes(agent: AgentProcess) -> None:
     out = agent.open_stream()
     start(agent, "sh", "-c", "echo one; echo two >&2; echo three", stdout=out, stderr="stdout")
