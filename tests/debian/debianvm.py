@@ -119,6 +119,8 @@ class Console:
         self.wait_for(rb"login: ", BOOT_S)
         self.write(b"root\n")
         self.wait_for(rb"# ", BOOT_S)
+        # No colours, links and pagers in what programs say to a test.
+        assert self.run("export TERM=dumb SYSTEMD_URLIFY=0 SYSTEMD_COLORS=0 SYSTEMD_PAGER=") == (0, "")
 
     def run(self, command: str, within_s: float = COMMAND_S) -> tuple[int, str]:
         """Run one line of shell; gives its exit code and what it said."""
