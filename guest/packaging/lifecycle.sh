@@ -54,12 +54,16 @@ settle_in() {
 	compile
 	is_running_system || return 0
 	reload
+	if systemctl --quiet is-active "$UNIT"; then
+		tell_unit restart
+		return 0
+	fi
 	# udev has to look at the port again, to tag and to link it; then it is there, or this machine has none.
 	if command -v udevadm > /dev/null; then
 		udevadm trigger --subsystem-match=virtio-ports --action=change || :
 		udevadm settle --timeout=10 || :
 	fi
-	if [ -e "$PORT" ]; then tell_unit restart; fi
+	if [ -e "$PORT" ]; then tell_unit start; fi
 }
 
 # Before a removal.

@@ -25,4 +25,4 @@ systemctl daemon-reload
 udevadm control --reload
 udevadm trigger --subsystem-match=virtio-ports --action=change
 udevadm settle --timeout=10 || :
-if [ -e /dev/virtio-ports/org.unhinged.agent.0 ]; then systemctl restart unhinged-agent.service; fi
+if [ -e /dev/virtio-ports/org.unhinged.agent.0 ]; then systemctl start unhinged-agent.service; fi
