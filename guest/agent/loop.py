@@ -19,6 +19,10 @@ PRIORITY = select.EPOLLPRI
 EDGE = select.EPOLLET
 
 
+# So many timers may have been cancelled before the list is cleared of them.
+_SWEEP_ABOVE = 64
+
+
 class Timer:
     """A callback that runs once, at `when` (seconds of the monotonic clock), unless it is cancelled."""
 
@@ -45,6 +49,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: "dict[int, Callable[..., Any]]" = {}
         self._timers: "list[Timer]" = []
+        self._sweep_above = _SWEEP_ABOVE
         self._soon: "list[Any]" = []
         self._stopped = False
         self.exit_code = 0
@@ -70,6 +75,10 @@ class Loop:
     def later(self, delay_s: float, callback: "Callable[..., Any]") -> Timer:
         """Calls `callback()` after `delay_s` seconds."""
         timer = Timer(monotonic() + delay_s, callback)
+        if len(self._timers) > self._sweep_above:
+            # Most time limits are hours away when their program ends: those must not pile up until then.
+            self._timers = [kept for kept in self._timers if kept.callback is not None]
+            self._sweep_above = max(_SWEEP_ABOVE, 2 * len(self._timers))
         self._timers.append(timer)
         self._timers.sort()  # nearly sorted already, and short: one per running command and a few more
         return timer

@@ -201,6 +201,15 @@ class Bulk:
         return found
 
 
+def test_time_limits_that_are_over_do_not_pile_up() -> None:
+    loop = Loop()
+    kept = [loop.later(3600 + number, lambda: None) for number in range(100)]
+    for _ in range(20000):
+        loop.later(86400, lambda: None).cancel()
+    assert len(loop._timers) <= 300
+    assert [timer for timer in loop._timers if timer.callback is not None] == kept
+
+
 @pytest.fixture
 def bulk() -> Iterator[Bulk]:
     made = Bulk()
