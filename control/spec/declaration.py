@@ -457,6 +457,8 @@ def _check_networks(table: Table, vm: VMDeclaration) -> None:
     networks = vm.networks or ()
     if len(networks) > 1 and any(network.kind == "none" for network in networks):
         table.report("net", '"none" stands beside other networks', hint="leave it out, or the others")
+    if vm.is_raw and vm.networks is None and vm.forwards:
+        table.report("forward", "cmd has a network of its own, which takes no forward", hint='add net = "user"')
     forwarding = sum(network.kind in FORWARDING_NETWORKS for network in networks)
     if forwarding > 1:
         table.report("net", "a VM has one user-mode network", hint='"user" or "restricted", once')

@@ -6,13 +6,13 @@ a VM's command line are filled in only when that VM is asked for (`build_words`)
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from control.errors import ConfigError
-from control.paths import IMAGE
+from control.paths import IMAGE, check_instance_name
 from control.spec.declaration import (
     SshValue,
     Surroundings,
@@ -35,8 +35,6 @@ RESERVED_VARIABLES = ("vm", "img")
 EXTENDS_MAX = 32
 VMS_MAX = 1000
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_NAME_HINT = "use 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit"
 _REFUSED_WORDS = {
     "-pidfile": "the pid of QEMU is kept by us",
     "-monitor": "the monitor is reached with: monitor NAME",
@@ -136,29 +134,30 @@ def build_words(fleet: Fleet, vm: VMDeclaration, ports: Mapping[str, int] | None
     """
     renderer = _build_renderer(fleet, vm, ports)
     words: list[str] = []
-    for key, texts in (("cmd", vm.cmd), ("qemu_args", vm.qemu_args)):
-        for index, text in enumerate(texts):
-            filled = _fill(fleet, vm, renderer, text, (key, index))
-            words += filled.split() if key == "cmd" else [filled]
+    for index, text in enumerate(vm.cmd):
+        with _blamed_on(fleet, vm, "cmd", index):
+            words += _check_words(renderer.render_value(text).split())
+    for index, text in enumerate(vm.qemu_args):
+        with _blamed_on(fleet, vm, "qemu_args", index):
+            words += _check_words([renderer.render_value(text)])
     return tuple(words)
 
 
 def build_append(fleet: Fleet, vm: VMDeclaration, ports: Mapping[str, int] | None = None) -> str:
     """Return the words `vm` adds to the kernel's command line. Raises ConfigFileError, as `build_words` does."""
-    return _fill(fleet, vm, _build_renderer(fleet, vm, ports), vm.append, ("append",))
+    with _blamed_on(fleet, vm, "append"):
+        return _check_characters(_build_renderer(fleet, vm, ports).render_value(vm.append))
 
 
-def _fill(fleet: Fleet, vm: VMDeclaration, renderer: Renderer, text: str, path: tuple[str | int, ...]) -> str:
+@contextmanager
+def _blamed_on(fleet: Fleet, vm: VMDeclaration, *path: str | int) -> Iterator[None]:
+    """Say of a ConfigError where in the file what it speaks of stands."""
     try:
-        filled = renderer.render_value(text)
-        _check_words(filled)
-    except ConfigFileError:
-        raise
+        yield
     except ConfigError as error:
         problems = Problems(fleet.document, collect=True)
         problems.report(("vm", vm.name, *path), str(error), hint=error.hint, chain=vm.chain)
         raise problems.found[0] from error
-    return filled
 
 
 def list_auto_forwards(vm: VMDeclaration) -> tuple[Forward, ...]:
@@ -217,13 +216,19 @@ def _make_renderer(
     return Renderer({**variables, "vm": {**vm_variables, "ssh": known}, "img": paths})
 
 
-def _check_words(text: str) -> None:
-    if "\0" in text:
-        raise ConfigError("holds a NUL character", hint="no program can be given one")
-    for word in text.split():
+def _check_words(words: list[str]) -> list[str]:
+    for word in words:
+        _check_characters(word)
         option = word[1:] if word.startswith("--") else word
         if option in _REFUSED_WORDS:
             raise ConfigError(f"{word} is added to every command line: leave it out", hint=_REFUSED_WORDS[option])
+    return words
+
+
+def _check_characters(text: str) -> str:
+    if "\0" in text:
+        raise ConfigError("holds a NUL character", hint="no program can be given one")
+    return text
 
 
 class _Reader:
@@ -235,7 +240,9 @@ class _Reader:
         self._problems = problems
 
     def read(self) -> Fleet:
-        top = Table(self._document.data, (), self._problems)
+        # What belongs to no VM knows the variables of the file alone.
+        render = _LateRenderer(_table_of(self._document.data, "vars"), {}, {}).render_value
+        top = Table(self._document.data, (), self._problems, render=render)
         top.check_keys(TOP_KEYS, kind="tables of a configuration")
         qemu = top.table("qemu")
         if qemu is not None:
@@ -284,9 +291,12 @@ class _Reader:
         outer = top.table(key)
         found: dict[str, Table] = {}
         for name in outer.values if outer is not None else ():
-            if _NAME.fullmatch(name) is None:
-                self._problems.report((key, name), f"{show_value(name)} cannot be the name of {what}", hint=_NAME_HINT)
-            elif outer is not None and (table := outer.table(name)) is not None:
+            try:
+                check_instance_name(name)
+            except ConfigError as error:
+                self._problems.report((key, name), f"{show_value(name)} cannot be the name of {what}", hint=error.hint)
+                continue
+            if outer is not None and (table := outer.table(name)) is not None:
                 found[name] = table
         if len(found) > VMS_MAX:
             self._problems.report((key,), f"there are {len(found)} of them", hint=f"at most {VMS_MAX}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
 from collections.abc import Sequence
@@ -49,6 +50,16 @@ class Document:
     file: Path
     text: str
     data: dict[str, Any]
+
+    @functools.cached_property
+    def lines(self) -> dict[KeyPath, int]:
+        """The line of every key; empty when the text is nested deeper than can be walked."""
+        from control.spec.toml_lines import find_lines  # only a file with a mistake needs it
+
+        try:
+            return find_lines(self.text)
+        except RecursionError:
+            return {}
 
 
 def read_document(path: Path, shown: Path | None = None) -> Document:
@@ -112,15 +123,9 @@ def _describe_syntax_error(file: Path, text: str, words: str) -> ConfigFileError
 
 def find_line(document: Document, path: KeyPath) -> int:
     """Return the line on which `path`, or the nearest table around it, stands; 0 for the document itself."""
-    from control.spec.toml_lines import find_lines  # only a file with a mistake needs it
-
-    try:
-        lines = find_lines(document.text)
-    except RecursionError:  # nested deeper than we can walk, though tomllib just could
-        return 0
     while path:
-        if path in lines:
-            return lines[path]
+        if path in document.lines:
+            return document.lines[path]
         path = path[:-1]
     return 0
 

@@ -382,6 +382,40 @@ def test_extends_merges_tables_and_replaces_the_rest(tmp_path: Path) -> None:
     assert loaded.names == ("b", "c")
 
 
+def test_variables_are_known_outside_of_vms_too(tmp_path: Path) -> None:
+    loaded = load_text(
+        tmp_path,
+        """
+        [vars]
+        keys = "/srv/keys"
+        [qemu]
+        bin = "{{.keys}}/qemu"
+        [ssh]
+        IdentityFile = "{{.keys}}/id"
+        [img.a]
+        builder = "cloud-init"
+        img_size = "1G"
+        base_img.path = "{{.keys}}/base"
+        env = { raw = "{{.keys}}" }
+        """,
+    )
+    assert loaded.qemu == "/srv/keys/qemu"
+    assert loaded.ssh_options == {"IdentityFile": "/srv/keys/id"}
+    base = loaded.images["a"].base
+    assert base is not None
+    assert base.path == Path("/srv/keys/base")
+    assert loaded.images["a"].env == {"raw": "{{.keys}}"}
+    assert loaded.images["a"].path == tmp_path / ".unhinged/img.a/stage3.img"
+
+
+def test_a_word_of_a_value_is_not_taken_for_an_option(tmp_path: Path) -> None:
+    loaded = load_text(
+        tmp_path, '[vm.a]\nimage = "builtin"\nappend = "-serial x"\nqemu_args = ["-name", "a -serial b"]'
+    )
+    assert build_words(loaded, loaded.vms["a"]) == ("-name", "a -serial b")
+    assert build_append(loaded, loaded.vms["a"]) == "-serial x"
+
+
 def test_a_vm_that_is_not_there(tmp_path: Path) -> None:
     loaded = load_text(tmp_path, "[vm.web]\n[vm.base]\nabstract = true\n")
     with pytest.raises(ConfigError, match="no VM") as caught:
