@@ -21,7 +21,8 @@ instead when the host gives up, the session ends, or the wire broke. After eithe
 more) and gives True while there is room for more. On False stop, and call `writer.when_ready(callback)`: `callback()`
 is called once when there is room again. `writer.end()` ends the stream after what was written; it needs no waiting,
 the rest goes out by itself. `writer.reset(reason)` gives up and drops the rest. `on_reset(reason)` is called when the
-host no longer wants the bytes, the session ends, or the wire broke; what is written afterwards is dropped.
+host no longer wants the bytes, the session ends, or the wire broke; what is written afterwards is dropped, and who
+waits for room is told that there is some.
 
 None of these functions calls a callback before it returns.
 """
@@ -177,7 +178,6 @@ class Writer:
     def drop(self) -> None:
         self._pieces.clear()
         self.queued_bytes = 0
-        self._ready = None
 
 
 class Streams:
@@ -375,6 +375,8 @@ class Streams:
         on_reset = stream.on_reset
         if on_reset is not None:
             self.loop.soon(lambda: on_reset(reason))
+        if isinstance(stream, Writer):
+            stream.tell_ready()  # whoever waits for room goes on: what it writes from now on is dropped
 
     def _take_data(self, number: int, piece: memoryview) -> None:
         stream = self._open.get(number)

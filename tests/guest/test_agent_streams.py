@@ -20,6 +20,7 @@ from guest.agent import dispatch, frames
 from guest.agent.carriers.bulk import BulkCarrier
 from guest.agent.loop import Loop
 from guest.agent.streams import MAX_OPEN, Streams
+from guest.agent.transcript import Spoken, Transcript
 from tests.guest.agentprocess import (
     AGENT,
     CREDIT,
@@ -337,6 +338,38 @@ def test_a_handler_that_fails_takes_no_other_stream_along(bulk: Bulk) -> None:
     bulk.host.sendall(encode_frame(DATA, 1, b"x") + encode_frame(DATA, 2, b"y"))
     assert [(kind, stream) for kind, stream, _ in bulk.read_frames()] == [(RESET, 1)]
     assert got == [b"y"] and len(reasons) == 1 and isinstance(failures[0], ValueError) and not bulk.broken
+
+
+@pytest.mark.parametrize("how", ["reset", "session"])
+def test_who_waits_for_room_in_a_stream_that_is_given_up_goes_on(bulk: Bulk, how: str) -> None:
+    said: list[str] = []
+    writer = bulk.streams.open_writer(7, said.append)
+    assert not writer.write(bytes(400000))
+    bulk.turn()
+    writer.when_ready(lambda: said.append("room"))
+    if how == "reset":
+        bulk.host.sendall(encode_frame(RESET, 7, b"enough"))
+    else:
+        bulk.streams.end("enough")
+    bulk.turn()
+    assert said == ["enough", "room"]
+    assert writer.write(b"more"), "what nobody wants takes no room"
+
+
+def test_a_program_whose_output_nobody_wants_any_more_is_not_held_up(bulk: Bulk) -> None:
+    ended: list[Any] = []
+
+    def take(result: Any) -> None:
+        ended.append(result)
+        bulk.loop.stop()
+
+    transcript = Transcript(bulk.streams.open_writer(7))
+    Spoken(bulk.loop, take, transcript, {"argv": ["head", "-c", "2000000", "/dev/zero"]})
+    bulk.loop.later(0.5, lambda: bulk.streams.end("the host has gone"))
+    bulk.loop.later(10, bulk.loop.stop)
+    bulk.loop._stopped = False
+    bulk.loop.run()
+    assert ended and (ended[0].exit_code, transcript.size) == (0, 2000000)
 
 
 def test_no_more_streams_than_the_limit(bulk: Bulk) -> None:
