@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +57,9 @@ FORWARDING_NETWORKS = ("user", "restricted")
 
 BOOT_KEYS = ("image", "iso", "disk", "kernel")
 """A VM that has one of them says what it boots."""
+
+INTEGER_LIMIT = 2**63
+"""TOML promises no larger numbers (TOML 1.0.0, "Integer"), and Python shows none of more than 4300 digits."""
 
 SshValue = str | int | bool | tuple[str, ...]
 
@@ -221,7 +223,10 @@ def read_ssh_options(table: Table, *, besides: tuple[str, ...] = ()) -> dict[str
             continue
         value = table.values[key]
         if isinstance(value, bool | int):
-            options[key] = value
+            if -INTEGER_LIMIT <= value < INTEGER_LIMIT:
+                options[key] = value
+            else:
+                table.report(key, f"{key} is {show_value(value)}", hint="ssh knows no such numbers")
             continue
         what = "a string, a whole number, true or false, or an array of strings"
         read = table.texts(key, what) if isinstance(value, list) else table.text(key, what)
@@ -337,7 +342,7 @@ def _read_limits(table: Table) -> Limits:
         value = limits.values["cpu"]
         if isinstance(value, bool) or not isinstance(value, int | float):
             limits.report("cpu", f"cpu is {name_type(value)}; a number of host CPUs is wanted, as 1.5")
-        elif not (math.isfinite(value) and 0.01 <= value <= 4096):
+        elif not 0.01 <= value <= 4096:
             limits.report("cpu", f"cpu cannot be {show_value(value)}", hint="from 0.01 to 4096 host CPUs")
         else:
             cpu = float(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,18 @@ def test_the_good_files_use_every_key_of_a_vm_and_of_an_image() -> None:
     assert tables == {"vm": set(declaration.VM_KEYS), "img": set(image.IMAGE_KEYS)}
 
 
+def test_the_documentation_names_every_key_and_its_examples_are_right(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    table = text.partition("## `[vm.NAME]`")[2].partition("\n\nA disk as a table")[0]
+    named = {name for row in table.splitlines()[4:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(declaration.VM_KEYS)
+    for number, example in enumerate(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(example.replace('sha256sum = "…"', f'sha256sum = "{"0" * 64}"'), encoding="utf-8")
+        assert find_problems(place(file)) == ()
+        assert get_validator("config").is_valid(read_toml(file))
+
+
 def write_toml(value: Any) -> str:
     """Write a value of JSON as TOML; tables inline."""
     if isinstance(value, dict):
@@ -274,6 +287,19 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for file, words in ((tmp_path, "directory"), (tmp_path / "none", "no such file"), (Path("a\0b"), "cannot be read")):
         with pytest.raises(ConfigFileError, match=words):
             load_fleet(place(file))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["cpus = {}", "limits = {{ cpu = {} }}", "memory = {}", "ssh = {{ port = {} }}", "ssh = {{ User = {} }}",
+     "disk = {{ path = 'a', size = {} }}", "restart = {}", "vars = {{ a = {} }}\ncmd = ['{{{{.vm.a}}}}']"],
+)  # fmt: skip
+@pytest.mark.parametrize("number", ["0x" + "f" * 9000, "-9223372036854775809", "inf", "nan", "1e400"])
+def test_numbers_beyond_all_measure(tmp_path: Path, line: str, number: str) -> None:
+    (tmp_path / "f.toml").write_text("[vm.a]\n" + line.format(number) + "\n")
+    problems = find_problems(place(tmp_path / "f.toml"))
+    assert problems or "vars" in line
+    assert all(error.line in (2, 3) and len(str(error)) < 500 for error in problems)
 
 
 def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
