@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from control.agent.connection import ENDED, Connection, Outbox, Receiver
+from control.agent.contract import check_notification, check_result, prepare_job
 from control.agent.frames import LINE_MARK
-from control.agent.jobs import Job
+from control.agent.jobs import Job, build_call_error
 from control.agent.lines import LineDecoder
 from control.agent.streams import Streams
 from control.errors import AgentCallError, AgentProtocolError, ControlError, WaitTimeout
@@ -41,7 +42,8 @@ ABANDONED_LIMIT = 1024
 NO_SUCH_METHOD = -32601
 
 Notification = Callable[[str, object], Awaitable[None]]
-"""Told of the guest's notifications, one at a time: while it is busy the guest has to wait."""
+"""Told of the guest's `message`s, one at a time: while it is busy the guest has to wait. What they hold is not checked
+yet; `control.wire.message.read_envelope` does that."""
 
 
 @dataclass
@@ -191,8 +193,16 @@ class AgentClient:
 
         Raises:
             AgentCallError, AgentProtocolError, WaitTimeout: As `call`; no job is left behind.
+            FileNotFoundError: `method` begins no job; nothing was sent.
         """
+        prepare_job(method)
         job: Job = await self._call(method, params, timeout_s, begins_job=True)
+        try:
+            check_result(method, job.answer)
+        except AgentProtocolError as error:
+            job.cancel()
+            job.fail(error)
+            raise
         return job
 
     async def call_many(
@@ -393,16 +403,18 @@ class AgentClient:
                 f"the guest's agent is not one of ours, or too old: {error}",
                 hint="install the agent of this version in the guest" if error.code == NO_SUCH_METHOD else "",
             )
-        info = None if error is not None else answer.result()
-        if isinstance(info, dict):
-            self.info = info
-            self._greet(info)
-            self.ready.set()
+        elif error is None:
+            try:
+                self.info = check_result("hello", answer.result())
+            except AgentProtocolError as fault:
+                self._refusal = fault
+            else:
+                self._greet(self.info)
+                self.ready.set()
         self._tell_changed()
 
     def _greet(self, info: Mapping[str, Any]) -> None:
-        capabilities = info.get("capabilities")
-        if isinstance(capabilities, list) and "streams" in capabilities:
+        if "streams" in info["capabilities"]:
             self._streams.greet()
         else:
             self._streams.why_not = "this guest has no port for streams (org.unhinged.bulk.0)"
@@ -439,8 +451,7 @@ class AgentClient:
         jobs = list(self._jobs.values())
         self._jobs.clear()
         for job in jobs:
-            if not job.ended.done():
-                job.ended.set_exception(AgentProtocolError(f"{why} before {job.method} ended", hint=hint))
+            job.fail(AgentProtocolError(f"{why} before {job.method} ended", hint=hint))
         self._streams.fail(why)
 
     def _tell_changed(self) -> None:
@@ -468,7 +479,7 @@ class AgentClient:
             return
         self._last_line = line[:400]
         try:
-            value = json.loads(line)
+            value = _decode(line)
         except (ValueError, RecursionError):
             value = None
         if isinstance(value, list):
@@ -483,25 +494,36 @@ class AgentClient:
             self._take_answer(value)
 
     async def _take_notification(self, method: str, params: object) -> None:
-        if isinstance(params, dict) and type(number := params.get("job")) is int:
-            self._take_job_news(method, number, params)
-        elif method == "bulk_broken":
-            reason = params.get("reason") if isinstance(params, dict) else None
-            self._take_broken(str(reason)[:200])
-        else:
+        if method == "message":
             if self._may_lose and _says_ready(params) and self.ready.is_set():
                 self._begin_session("the guest agent was restarted")
             await self._on_notification(method, params)
-
-    def _take_job_news(self, method: str, number: int, params: dict[str, Any]) -> None:
-        job = self._jobs.get(number)
-        if job is None:
-            self._useless += 1
-        elif method != "job_done":
-            job.take_event(params)
+        elif method == "bulk_broken":
+            self._take_bulk_broken(params)
         else:
-            del self._jobs[number]
-            _settle(job.ended, job.method, params)
+            self._take_job_news(method, params)
+
+    def _take_bulk_broken(self, params: object) -> None:
+        try:
+            reason = check_notification("bulk_broken", params)["reason"]
+        except AgentProtocolError as error:
+            LOG.debug("agent channel: %s", error)
+            self._useless += 1
+        else:
+            self._take_broken(reason[:200])
+
+    def _take_job_news(self, method: str, params: object) -> None:
+        number = params.get("job") if isinstance(params, dict) else None
+        job = self._jobs.get(number) if type(number) is int else None
+        if job is None or not isinstance(params, dict) or not job.knows(method):
+            self._useless += 1
+            return
+        job.take(method, params)
+        if job.ended.done():
+            del self._jobs[job.number]
+            if method != "job_done":
+                # It was ended for what it told; in the guest it still runs.
+                self._cancel_job(job.number)
 
     def _take_answer(self, value: object) -> None:
         request_id = value.get("id") if isinstance(value, dict) and value.get("jsonrpc") == "2.0" else None
@@ -553,14 +575,7 @@ def _settle(answer: asyncio.Future[Any], method: str, value: Mapping[str, Any]) 
     if "result" in value:
         answer.set_result(value["result"])
     elif isinstance(error, dict) and type(error.get("code")) is int:
-        answer.set_exception(
-            AgentCallError(
-                f"{method}: {str(error.get('message', ''))[:500]}",
-                method=method,
-                code=error["code"],
-                data=error.get("data"),
-            )
-        )
+        answer.set_exception(build_call_error(method, error))
     else:
         answer.set_exception(AgentProtocolError(f"the guest agent's answer to {method} has no result and no error"))
 
@@ -585,6 +600,14 @@ def _cut_batches(calls: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterable[lis
         size += needed
     if batch:
         yield batch
+
+
+def _decode(line: bytes) -> Any:
+    """Read a line of JSON. Half of a surrogate pair becomes `?`, as in the guest: it cannot be shown, nor written."""
+    value = json.loads(line.decode("utf-8"))
+    if b"\\ud" in line or b"\\uD" in line:
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    return value
 
 
 def _encode(value: object) -> bytes:

@@ -10,14 +10,15 @@ import functools
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from control.agent.client import AgentClient
+from control.agent.contract import check_result
 from control.agent.jobs import Job
 from control.agent.streams import Incoming, Outgoing
-from control.agent.trees import CHANGED_LIMIT, Copied, Limits, TreeWriter, find_crc, pack_tree
+from control.agent.trees import Copied, Limits, TreeWriter, find_crc, pack_tree
 from control.errors import AgentCallError, AgentProtocolError, TransferError, WaitTimeout
 
 BATCH_BYTES = 1024 * 1024
@@ -152,7 +153,7 @@ async def write_bytes(
     """Make `content` that of a file of the guest, in one step: whoever reads it sees the old or the new one.
 
     Args:
-        mode: Its permissions when it is new; None for what the agent gives.
+        mode: Its permissions; without, those it had, or 0644 when it is new.
         append: Write behind what is there instead.
 
     Raises:
@@ -254,7 +255,8 @@ async def _get_one(
             _give_up(job, stream)
         told = _read_counts(result)
         copied = await in_thread(writer.finish)
-        copied.skipped, copied.changed = told.skipped, told.changed
+        copied.skipped = told.skipped
+        copied.changed = [f"{source.rstrip('/')}/{path}" if path else source for path in told.changed]
         return copied
     finally:
         await in_thread(writer.close)
@@ -288,7 +290,7 @@ async def why_failed(job: Job, error: AgentProtocolError) -> Exception:
 async def _find_offset(source: Path, job: Job) -> tuple[int, int]:
     """Where to go on with a file, and the CRC-32 of what is before that: at 0, unless the guest has our beginning."""
     offset, crc = job.answer.get("offset"), job.answer.get("crc32")
-    if type(offset) is not int or type(crc) is not int or offset < 0:
+    if offset is None or crc is None:
         raise AgentProtocolError("the guest agent's answer to file_put does not say where to go on")
     if offset == 0 or not source.is_file() or source.is_symlink():
         return 0, 0
@@ -312,19 +314,12 @@ def _add_progress(progress: Progress, before: int, content_bytes: int) -> None:
     progress(before + content_bytes)
 
 
-def _read_counts(result: object) -> Copied:
-    fields = result if isinstance(result, dict) else {}
-    entries, content_bytes, skipped = (fields.get(key) for key in ("entries", "bytes", "skipped"))
-    changed = fields.get("changed")
-    if type(entries) is not int or type(content_bytes) is not int or type(skipped) is not int:
-        raise AgentProtocolError("the guest agent's end of a copy has no counts")
-    paths = [str(path)[:4096] for path in changed[:CHANGED_LIMIT]] if isinstance(changed, list) else []
-    return Copied(entries, content_bytes, skipped, paths)
+def _read_counts(result: Mapping[str, Any]) -> Copied:
+    return Copied(result["entries"], result["bytes"], result["skipped"], result["changed"])
 
 
-def _check_content(path: str, result: object, content: bytes | bytearray) -> None:
-    fields = result if isinstance(result, dict) else {}
-    if (fields.get("bytes"), fields.get("crc32")) != (len(content), zlib.crc32(content)):
+def _check_content(path: str, result: Mapping[str, Any], content: bytes | bytearray) -> None:
+    if (result["bytes"], result["crc32"]) != (len(content), zlib.crc32(content)):
         raise TransferError(f"the content of {path} did not arrive as it was sent", path=path)
 
 
@@ -402,10 +397,8 @@ async def find_type(client: AgentClient, path: str, *, follow: bool = True) -> s
         if error.code == NOT_FOUND:
             return ""
         raise
-    type_ = found.get("type") if isinstance(found, dict) else None
-    if not isinstance(type_, str):
-        raise AgentProtocolError("the guest agent's answer to file_stat has no type")
-    return type_[:32]
+    type_: str = check_result("file_stat", found)["type"]
+    return type_
 
 
 async def in_thread(function: Callable[..., _Result], *arguments: Any) -> _Result:

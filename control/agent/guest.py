@@ -1,6 +1,7 @@
 """What can be done with a guest through its agent, each as a typed method (floor 2); `control.vm` hands it out.
 
-Every result is held against its schema in `schemas/agent/`: a guest that answers otherwise is one clear error.
+Every result, the end of every job and what it tells before are held against their schemas in `schemas/agent/`: a guest
+that says otherwise is one clear error.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any
 
 from control.agent import files, process
 from control.agent.client import DEFAULT_TIMEOUT_S, AgentClient
+from control.agent.contract import check_result
 from control.agent.jobs import Job
 from control.agent.process import KEPT_BYTES, ExecProcess, ExecResult, Terminal
 from control.agent.streams import Incoming
 from control.agent.trees import Copied, Limits
 from control.errors import AgentProtocolError, TransferError
-from control.wire.schema import explain
 
 CHANGE_TIMEOUT_S = 300.0
 """Services, users and the like: how long what changes them may take."""
@@ -168,7 +169,7 @@ class Guest:
         """Yield changes of a file, or in a directory, until the iterator is closed (`contextlib.aclosing`)."""
         async with self._job("file_watch", path=path, recursive=recursive) as job:
             async for event in job.events():
-                for change in _as_list(event.get("changes")):
+                for change in event["changes"]:
                     yield change
 
     # -- the machine -----------------------------------------------------------------------------------------------
@@ -197,13 +198,15 @@ class Guest:
         return [cpu async for cpu in self._pages("cpu_list", "cpus")]
 
     async def set_cpus_online(self, ids: Sequence[int], online: bool) -> _List:
-        return _as_list((await self._change("cpu_set_online", ids=list(ids), online=online))["cpus"])
+        cpus: _List = (await self._change("cpu_set_online", ids=list(ids), online=online))["cpus"]
+        return cpus
 
     async def memory_blocks(self) -> _List:
         return [block async for block in self._pages("memory_list", "blocks")]
 
     async def set_memory_online(self, ids: Sequence[int], online: bool) -> _List:
-        return _as_list((await self._change("memory_set_online", ids=list(ids), online=online))["blocks"])
+        blocks: _List = (await self._change("memory_set_online", ids=list(ids), online=online))["blocks"]
+        return blocks
 
     async def shutdown(self) -> None:
         await self._ask("shutdown")
@@ -326,14 +329,15 @@ class Guest:
 
     async def trim(self, paths: Sequence[str] | None = None, *, minimum_bytes: int | None = None) -> _List:
         """Give blocks that no file uses back to the disk."""
-        result = await self._change("filesystem_trim", paths=paths and list(paths), minimum_bytes=minimum_bytes)
-        return _as_list(result["trimmed"])
+        params = {"paths": paths and list(paths), "minimum_bytes": minimum_bytes}
+        trimmed: _List = (await self._change("filesystem_trim", **params))["trimmed"]
+        return trimmed
 
     # -- what they are made of -------------------------------------------------------------------------------------
 
     async def _ask(self, method: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, **params: Any) -> Result:
         result = await self.client.call(method, _given(params), timeout_s=timeout_s)
-        return _check(method, result)
+        return check_result(method, result)
 
     async def _change(self, method: str, **params: Any) -> Result:
         return await self._ask(method, timeout_s=CHANGE_TIMEOUT_S, **params)
@@ -369,7 +373,6 @@ class Guest:
         try:
             job = await self.client.start_job(method, _given(params), timeout_s=CHANGE_TIMEOUT_S)
             try:
-                _check(method, dict(job.answer))
                 yield job
             finally:
                 job.cancel()
@@ -391,16 +394,3 @@ class Guest:
 
 def _given(params: Mapping[str, Any]) -> Result:
     return {key: value for key, value in params.items() if value is not None}
-
-
-def _check(method: str, result: Any) -> Result:
-    """Return `result` when it is what `method` answers. Raises AgentProtocolError otherwise."""
-    fault = explain(f"agent/{method}.result", result)
-    if fault:
-        raise AgentProtocolError(f"the guest agent's answer to {method} is none: {fault}")
-    checked: Result = result
-    return checked
-
-
-def _as_list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

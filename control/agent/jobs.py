@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from control.errors import WaitTimeout
+from control.agent.contract import NOTIFICATIONS, check_end, check_notification
+from control.errors import AgentCallError, AgentProtocolError, WaitTimeout
 
 KEPT_EVENTS = 4096
 """Events of a job that nobody has read yet; when there are more the oldest go, and are counted."""
@@ -40,7 +41,7 @@ class Job:
 
         Raises:
             AgentCallError: It failed, or was cancelled.
-            AgentProtocolError: The guest was lost.
+            AgentProtocolError: The guest was lost, or what it told of the job does not fit the schemas.
             WaitTimeout: It has not ended within `timeout_s`.
         """
         try:
@@ -54,8 +55,34 @@ class Job:
         if not self.ended.done():
             self._cancel(self.number)
 
-    def take_event(self, params: Mapping[str, Any]) -> None:
-        """Keep a notification of the job for `events`."""
+    def knows(self, notification: str) -> bool:
+        """Whether a job of this method tells such a thing."""
+        return notification in ("job_done", NOTIFICATIONS.get(self.method))
+
+    def take(self, notification: str, params: Mapping[str, Any]) -> None:
+        """Take what the guest tells of the job; what does not fit its schema ends it with an AgentProtocolError."""
+        if self.ended.done():
+            return
+        try:
+            if notification == "job_done":
+                self._end(check_end(self.method, params))
+            else:
+                self._keep_event(check_notification(notification, params))
+        except AgentProtocolError as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """End it with `error`, if it has not ended."""
+        if not self.ended.done():
+            self.ended.set_exception(error)
+
+    def _end(self, outcome: Mapping[str, Any]) -> None:
+        if "result" in outcome:
+            self.ended.set_result(outcome["result"])
+        else:
+            self.ended.set_exception(build_call_error(self.method, outcome["error"]))
+
+    def _keep_event(self, params: Mapping[str, Any]) -> None:
         if len(self._events) >= KEPT_EVENTS:
             self._events.popleft()
             self.missed += 1
@@ -76,3 +103,10 @@ class Job:
                 return
             self._changed.clear()
             await self._changed.wait()
+
+
+def build_call_error(method: str, error: Mapping[str, Any]) -> AgentCallError:
+    """Make an exception of the error that a call was answered, or a job ended, with."""
+    return AgentCallError(
+        f"{method}: {str(error.get('message', ''))[:500]}", method=method, code=error["code"], data=error.get("data")
+    )

@@ -93,7 +93,7 @@ class ExecProcess:
         timeout_s: float | None,
     ) -> None:
         self.command = tuple(command)
-        self.pid: int | None = pid if type(pid := job.answer.get("pid")) is int else None
+        self.pid: int = job.answer["pid"]
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
@@ -121,7 +121,7 @@ class ExecProcess:
             AgentCallError: It was cancelled.
             AgentProtocolError: The guest was lost.
         """
-        return _read_status(self._job.method, await self._job.wait(timeout_s))
+        return _read_status(await self._job.wait(timeout_s))
 
     async def wait_output(
         self, stdin: bytes = b"", *, timeout_s: float | None = None, keep_bytes: int = KEPT_BYTES
@@ -315,13 +315,8 @@ def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return group.exceptions[0]
 
 
-def _read_status(method: str, result: object) -> ExecStatus:
-    """Read the result of `exec_start`'s job. Raises AgentProtocolError when it is none."""
-    fields = result if isinstance(result, dict) else {}
-    exit_code, killed_by, seconds = (fields.get(key) for key in ("exit_code", "signal", "seconds"))
-    number = killed_by if type(killed_by) is int and 0 < killed_by < 128 else 0
-    code = exit_code if type(exit_code) is int and 0 <= exit_code < 256 else 128 + number
-    if code == 128 and not number and exit_code != 128:
-        raise AgentProtocolError(f"the guest agent's end of {method} has no exit code and no signal")
-    took_s = float(seconds) if isinstance(seconds, int | float) else 0.0
-    return ExecStatus(code, number, bool(fields.get("timed_out")), took_s)
+def _read_status(result: Mapping[str, Any]) -> ExecStatus:
+    """Read the result of `exec_start`'s job: it has either an exit code or a signal."""
+    signal = result["signal"] or 0
+    exit_code = 128 + signal if result["exit_code"] is None else result["exit_code"]
+    return ExecStatus(exit_code, signal, result["timed_out"], float(result["seconds"]))

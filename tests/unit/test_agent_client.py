@@ -22,6 +22,7 @@ from control.agent.frames import LINE_MARK
 from control.agent.jobs import Job
 from control.agent.lines import LineDecoder
 from control.errors import AgentCallError, AgentProtocolError, WaitTimeout
+from guest.agent.metrics import read_metrics
 
 # -- lines -------------------------------------------------------------------------------------------------------------
 
@@ -58,7 +59,14 @@ def test_an_endless_line_takes_bounded_memory_and_the_next_one_is_read() -> None
 
 # -- the client --------------------------------------------------------------------------------------------------------
 
-INFO = {"version": "1", "protocol": 1, "capabilities": ["streams"], "pid": 1, "boot_id": "b"}
+INFO = {
+    "version": "1",
+    "protocol": 1,
+    "capabilities": ["streams"],
+    "pid": 1,
+    "boot_id": "b",
+    "transport": "virtio-serial",
+}
 
 
 class Peer:
@@ -539,23 +547,31 @@ async def test_a_request_that_fits_on_no_line_is_not_sent() -> None:
 # -- jobs --------------------------------------------------------------------------------------------------------------
 
 
-async def start(desk: Desk, number: object = 5, *more: Any) -> Job:
-    starting = asyncio.create_task(desk.client.start_job("metrics_watch", {}))
+async def start(desk: Desk, number: object = 5, *more: Any, method: str = "metrics_watch", **known: Any) -> Job:
+    starting = asyncio.create_task(desk.client.start_job(method, {}))
     request = await desk.peer.read()
-    await desk.peer.send({"jsonrpc": "2.0", "id": request["id"], "result": {"job": number}}, *more)
+    await desk.peer.send({"jsonrpc": "2.0", "id": request["id"], "result": {"job": number, **known}}, *more)
     return await starting
 
 
+def notify(method: str, params: object) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "method": method, "params": params}
+
+
 def done(number: object, **outcome: Any) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "method": "job_done", "params": {"job": number, **outcome}}
+    return notify("job_done", {"job": number, **outcome})
+
+
+def changed(number: object, path: str) -> dict[str, Any]:
+    return notify("file_changed", {"job": number, "changes": [{"change": "created", "path": path}]})
 
 
 async def test_a_job_whose_end_comes_with_its_answer() -> None:
     async with open_desk() as desk:
-        event = {"jsonrpc": "2.0", "method": "metrics", "params": {"job": 5, "n": 1}}
-        job = await start(desk, 5, event, done(5, result={"x": 1}), done(5, result={}))
-        assert await job.wait(5) == {"x": 1}
-        assert [event["n"] async for event in job.events()] == [1]
+        event = notify("metrics", {"job": 5, "sequence": 1, "metrics": read_metrics()})
+        job = await start(desk, 5, event, done(5, result={"sent": 1}), done(5, result={"sent": 1}))
+        assert await job.wait(5) == {"sent": 1}
+        assert [event["sequence"] async for event in job.events()] == [1]
         await start(desk, 6)
         assert desk.client.dropped == 1, "the second end of the same job"
 
@@ -602,9 +618,157 @@ async def test_a_job_whose_caller_has_gone_is_cancelled_when_it_turns_up() -> No
 
 async def test_events_that_nobody_reads_take_bounded_memory() -> None:
     async with open_desk() as desk:
-        job = await start(desk)
-        events = [{"jsonrpc": "2.0", "method": "metrics", "params": {"job": 5, "n": n}} for n in range(5000)]
-        await desk.peer.send(*events, done(5, result={}))
-        await job.wait(5)
-        assert [event["n"] async for event in job.events()] == list(range(5000 - jobs.KEPT_EVENTS, 5000))
+        job = await start(desk, method="file_watch", directories=1)
+        gone = {"code": -32002, "message": "it was removed"}
+        await desk.peer.send(*(changed(5, str(n)) for n in range(5000)), done(5, error=gone))
+        with pytest.raises(AgentCallError, match="removed"):
+            await job.wait(5)
+        seen = []
+        with pytest.raises(AgentCallError, match="removed"):
+            async for event in job.events():
+                seen.append(event["changes"][0]["path"])
+        assert seen == [str(n) for n in range(5000 - jobs.KEPT_EVENTS, 5000)]
         assert job.missed == 5000 - jobs.KEPT_EVENTS
+
+
+# -- what the schemas do not know --------------------------------------------------------------------------------------
+
+HALF = "\ud800"
+DEEP: Any = json.loads("[" * 900 + "]" * 900)
+EXIT = {"exit_code": 0, "signal": None, "timed_out": False, "seconds": 1}
+
+
+async def is_well(desk: Desk) -> bool:
+    """Whether the channel still carries a call and a job to its end."""
+    call = asyncio.create_task(desk.client.call("ping"))
+    await desk.peer.answer(await desk.peer.read(), "here")
+    job = await start(desk, 77, done(77, result={"sent": 3}))
+    return (await call, await job.wait(5)) == ("here", {"sent": 3})
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        {},
+        {"result": None},
+        {"result": []},
+        {"result": {}},
+        {"result": EXIT, "error": {"code": -32006, "message": "cancelled"}},
+        {"result": {**EXIT, "more": 1}},
+        {"result": {**EXIT, "exit_code": None}},
+        {"result": {**EXIT, "signal": 9}},
+        {"result": {**EXIT, "exit_code": 256}},
+        {"result": {**EXIT, "exit_code": True}},
+        {"result": {**EXIT, "seconds": float("nan")}},
+        {"result": {**EXIT, "seconds": float("inf")}},
+        {"result": {**EXIT, "seconds": 10**400}},
+        {"result": {**EXIT, "seconds": DEEP}},
+        {"result": {**EXIT, "timed_out": HALF}},
+        {"result": {**EXIT, HALF: 1}},
+        {"error": None},
+        {"error": {"code": "-32006", "message": "cancelled"}},
+        {"error": {"code": 7, "message": "cancelled"}},
+        {"error": {"code": -32006, "message": 7}},
+        {"error": {"code": -32006, "message": "x" * 2000}},
+        {"error": {"code": -32006, "message": "cancelled", "data": [1] * 300_000}},
+        {"result": EXIT, "session": "x"},
+    ],
+    ids=lambda outcome: repr(outcome)[:60],
+)
+async def test_an_end_that_is_none_is_one_error_for_its_job(outcome: dict[str, Any]) -> None:
+    async with open_desk() as desk:
+        other = await start(desk, 6)
+        job = await start(desk, 5, done(5, **outcome), method="exec_start", pid=1)
+        with pytest.raises(AgentProtocolError, match="end of exec_start is none"):
+            await job.wait(5)
+        assert not other.ended.done()
+        assert await is_well(desk)
+        assert desk.client.dropped == 0
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"changes": []},
+        {"changes": [{"change": "moved", "path": "a"}]},
+        {"changes": [{"change": "exploded", "path": "a"}]},
+        {"changes": [{"change": "created", "path": "a" * 70_000}]},
+        {"changes": [1] * 300_000},
+        {"changes": DEEP},
+    ],
+    ids=lambda params: repr(params)[:60],
+)
+async def test_a_notification_that_is_none_ends_its_job_on_both_sides(params: dict[str, Any]) -> None:
+    async with open_desk() as desk:
+        job = await start(desk, 5, changed(5, "a"), method="file_watch", directories=1)
+        await desk.peer.send(notify("file_changed", {"job": 5, **params}), changed(5, "b"))
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(AgentProtocolError, match="notification file_changed is none"):
+            await job.wait(5)
+        assert asyncio.get_running_loop().time() - started < 2, "what is wrong with it was not all listed"
+        assert await desk.peer.read() == notify("job_cancel", {"job": 5})
+        assert await is_well(desk)
+        assert desk.client.dropped == 1, "what came for the job after it had ended"
+        events = job.events()
+        assert (await anext(events))["changes"][0]["path"] == "a"
+        with pytest.raises(AgentProtocolError):
+            await anext(events)
+
+
+@pytest.mark.parametrize(
+    "notification",
+    [
+        notify("job_done", None),
+        notify("job_done", []),
+        notify("job_done", {"job": None, "result": {}}),
+        notify("job_done", {"job": 5.0, "result": {"sent": 1}}),
+        notify("job_done", {"job": 99, "result": {}}),
+        notify("file_changed", {"job": 5, "changes": [{"change": "created", "path": "a"}]}),
+        notify("no_such_thing", {"job": 5}),
+        notify("no_such_thing", {}),
+        notify("bulk_broken", None),
+        notify("bulk_broken", {"reason": 7}),
+        notify("bulk_broken", {"reason": "x" * 1025}),
+        notify("bulk_broken", {"reason": "x", "session": 1}),
+    ],
+    ids=repr,
+)
+async def test_a_notification_about_nothing_is_counted_and_dropped(notification: dict[str, Any]) -> None:
+    async with open_desk() as desk:
+        job = await start(desk, 5, notification)
+        session = desk.client.info["session"]
+        assert await is_well(desk)
+        assert desk.client.dropped == 1 and desk.notifications == []
+        assert not job.ended.done() and desk.client.info["session"] == session and desk.client.ready.is_set()
+
+
+async def test_half_a_character_is_a_question_mark() -> None:
+    async with open_desk() as desk:
+        call = asyncio.create_task(desk.client.call("ping"))
+        request = await desk.peer.read()
+        await desk.peer.answer(request, {HALF: ["a" + HALF, "\U0001f600"]})
+        assert await call == {"?": ["a?", "\U0001f600"]}
+        job = await start(desk, 5, changed(5, HALF), method="file_watch", directories=1)
+        assert (await anext(job.events()))["changes"][0]["path"] == "?"
+        await desk.peer.send(b'{"jsonrpc":"2.0","method":"message","params":"\xed\xa0\x80"}\n')
+        assert await is_well(desk)
+        assert desk.client.dropped == 1 and desk.notifications == [], "a line is UTF-8"
+
+
+async def test_a_job_whose_beginning_is_none_is_an_error_and_is_ended() -> None:
+    async with open_desk() as desk:
+        with pytest.raises(AgentProtocolError, match=r"answer to exec_start is none.*pid"):
+            await start(desk, 5, method="exec_start", pid="1")
+        assert await desk.peer.read() == notify("job_cancel", {"job": 5})
+        await desk.peer.send(done(5, result=EXIT))
+        assert await is_well(desk)
+
+
+async def test_an_agent_that_says_nothing_of_itself_is_named_at_once() -> None:
+    async with open_desk(ready=False) as desk:
+        request = await desk.peer.read()
+        await desk.peer.answer(request, {**INFO, "session": "x"})
+        with pytest.raises(AgentProtocolError, match="answer to hello is none"):
+            await desk.client.wait_until_ready(5)
+        assert not desk.client.ready.is_set()
