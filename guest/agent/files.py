@@ -117,14 +117,27 @@ class Hidden:
 
     def open(self) -> int:
         """Makes it a file, or opens the one that was kept."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        if not self.kept:
-            flags |= os.O_EXCL
-        self.fd = os.open(self.part, flags, 0o600, dir_fd=self.dir_fd)
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        if self.kept and self._find_kept():
+            self.fd = os.open(self.part, flags, dir_fd=self.dir_fd)
+            if not _is_own_file(os.fstat(self.fd)):
+                raise PermissionError(1, "somebody else has taken the hidden name", show(self.part))
+        else:
+            self.fd = os.open(self.part, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self.dir_fd)
         self._exists = True
-        if self.kept and not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            raise OSError(22, "it is not a regular file", show(self.part))
         return self.fd
+
+    def _find_kept(self) -> bool:
+        """Whether there is a part to go on with; what has its name and is none is removed.
+
+        Anybody can tell this name. What somebody else made may still be open there, and what has a second name may be
+        a file that is not to be touched.
+        """
+        found = find_stat(self.part, self.dir_fd)
+        if found is not None and not _is_own_file(found):
+            os.unlink(self.part, dir_fd=self.dir_fd)
+            return False
+        return found is not None
 
     def made(self) -> None:
         """It has been made as something else than a file."""
@@ -164,6 +177,10 @@ def find_stat(name: bytes, dir_fd: int) -> "os.stat_result | None":
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def _is_own_file(seen: "os.stat_result") -> bool:
+    return stat.S_ISREG(seen.st_mode) and seen.st_nlink == 1 and seen.st_uid == os.geteuid()
 
 
 def write_all(fd: int, data: "bytes | memoryview", offset: int) -> None:
