@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _MAX_PATH_BYTES = 4095
 _MAX_NAME_BYTES = 255
 _SUFFIX = b".unhinged-part"
+# A machine whose /dev/null has become a file does not work any more.
+_REPLACEABLE = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO)
 
 
 class Corrupted(Exception):
@@ -114,6 +116,8 @@ class Hidden:
         self.before = find_stat(name, dir_fd)
         if self.before is not None and stat.S_ISDIR(self.before.st_mode):
             raise IsADirectoryError(21, "a directory is there already", show(name))
+        if self.before is not None and stat.S_IFMT(self.before.st_mode) not in _REPLACEABLE:
+            raise OSError(22, "a device or a socket is there", show(name))
 
     def open(self) -> int:
         """Makes it a file, or opens the one that was kept."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from tests.guest import treeform
 from tests.guest.agentprocess import AgentProcess
-from tests.guest.test_agent_files_transfer import put_done
+from tests.guest.test_agent_files_transfer import put_done, put_fails
 
 NOT_PERMITTED, FAILED = -32003, -32005
 NOBODY = 65534
@@ -48,6 +49,21 @@ def test_a_part_of_somebody_else_is_not_gone_on_with(agent: AgentProcess, tmp_pa
         theirs.write(b"changed")
     assert (tmp_path / "new").read_text() == "new content"
     assert (tmp_path / "new").stat().st_uid == 0
+
+
+@pytest.mark.parametrize("kind", ["device", "socket"])
+def test_a_device_is_not_replaced_by_a_file(agent: AgentProcess, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "null"
+    if kind == "socket":
+        os.mknod(path, stat.S_IFSOCK | 0o666)
+    elif os.geteuid() == 0:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    else:
+        pytest.skip("only root makes devices: run as root")
+    assert agent.error("file_write", path=str(path), text="x")["code"] == FAILED
+    sent = treeform.encode_file("", b"x") + treeform.encode_end(1, 1)
+    assert put_fails(agent, path, sent)["code"] == FAILED
+    assert not stat.S_ISREG(path.stat().st_mode)
 
 
 # What is planted while the agent works
