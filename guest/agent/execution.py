@@ -215,6 +215,9 @@ class Execution(Child):
         size: "tuple[int, int] | None",
     ) -> None:
         Child.__init__(self, loop, **start)
+        self.keeps_number = True
+        self._hung_up = False
+        self._finished = False
         self._done = done
         self._streams = streams
         self._terminal = -1
@@ -252,8 +255,9 @@ class Execution(Child):
         """Nobody is there any more: tells the program so, and kills what is left of it a little later."""
         self._signal_all(_signal.SIGHUP)
         self._signal_all(_signal.SIGCONT)  # a program that is stopped would not hear of it
+        self._hung_up = True
         self._close_terminal()
-        self._loop.later(_HANGUP_S, self.kill)
+        self._loop.later(_HANGUP_S, self._kill_rest)
 
     def kill(self) -> None:
         """Kills what it has started with it: its process group, and with a terminal all groups of its session."""
@@ -343,12 +347,22 @@ class Execution(Child):
 
     def _finish(self) -> None:
         self._close_terminal()
+        self._finished = True
+        if not self._hung_up:
+            self.release()
         self._done(Result(self.status or 0, b"", b"", False, self.timed_out, self.seconds))
 
+    def _kill_rest(self) -> None:
+        self.kill()
+        self._hung_up = False
+        if self._finished:
+            self.release()
+
     def _signal_all(self, number: int) -> None:
+        if self._finished and not self._hung_up:
+            return  # its number may be another's by now
         for group in {self.pid, *(_find_groups(self.pid) if self._has_session else ())}:
             try:
-                # Even when the program itself has ended: its number is not given away while its group has members.
                 os.killpg(group, number)
             except ProcessLookupError:
                 pass  # nobody is left in it

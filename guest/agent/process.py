@@ -116,6 +116,8 @@ class Child:
         self.status: "int | None" = None
         self.seconds = 0.0
         self.pid = 0
+        # Whether its number stays its own after its end; the subclass then calls `release`.
+        self.keeps_number = False
         self._program = program or get_program(argv[0], self._environment, cwd)
 
     def start(self, descriptors: "list[int]", terminal: "str | None" = None) -> None:
@@ -165,10 +167,21 @@ class Child:
         if not self._reap():
             self._loop.later(_REAP_INTERVAL_S, self._reap_by_time)
 
+    def release(self) -> None:
+        """Gives its number back: from now on it may be that of another program."""
+        os.waitpid(self.pid, 0)
+
     def _reap(self) -> bool:
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        if pid == 0:
-            return False
+        if self.keeps_number:
+            # It stays a zombie, so nobody else can have its number while its group may still have to be killed.
+            end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if end is None:
+                return False
+            status = end.si_status << 8 if end.si_code == os.CLD_EXITED else end.si_status
+        else:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid == 0:
+                return False
         self.status = status
         self.seconds = monotonic() - self._begin
         if self._pidfd >= 0:

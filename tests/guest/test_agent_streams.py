@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guest.agent import dispatch, frames
+from guest.agent import dispatch, execution, frames
 from guest.agent.carriers.bulk import BulkCarrier
 from guest.agent.loop import Loop
 from guest.agent.streams import MAX_OPEN, Streams
@@ -465,12 +465,56 @@ def test_a_program_that_takes_no_notice_of_the_hang_up_is_killed(tmp_path: Any) 
     agent = AgentProcess(tmp_path)
     agent.hello()
     out = agent.open_stream()
-    script = "trap '' HUP; echo ready; while :; do sleep 0.05; done"
+    script = "trap '' HUP; echo ready; exec sleep 60"
     pid = agent.result("exec_start", argv=["sh", "-c", script], stdout=out.number)["pid"]
     agent.wait_until(lambda: bool(out.data), "the program")
     assert agent.close() == 0  # it ends after the program that it has killed
     with pytest.raises(ProcessLookupError):
         os.killpg(pid, 0)
+
+
+def is_ours(pid: int) -> bool:
+    """Whether the number still belongs to a child of this process, be it one that has ended."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def run_to_its_end(bulk: Bulk, script: str, *, hang_up: bool) -> tuple[execution.Execution, Any]:
+    ended: list[Any] = []
+
+    def take(result: Any) -> None:
+        ended.append(result)
+        bulk.loop.stop()
+
+    start = {"argv": ["sh", "-c", script]}
+    program = execution.Execution(bulk.loop, start, take, bulk.streams, None, None, None, None)
+    if hang_up:
+        program.hang_up()
+    bulk.loop._stopped = False
+    bulk.loop.run()
+    return program, ended[0]
+
+
+@pytest.mark.parametrize(("script", "end"), [("exit 3", (3, None)), ("kill -TERM $$", (None, 15))])
+def test_a_program_that_has_ended_leaves_no_zombie(bulk: Bulk, script: str, end: tuple[int | None, int | None]) -> None:
+    program, result = run_to_its_end(bulk, script, hang_up=False)
+    assert (result.exit_code, result.signal) == end
+    assert not is_ours(program.pid)
+
+
+def test_nobody_gets_the_number_of_a_program_while_its_group_is_still_to_be_killed(
+    bulk: Bulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "_HANGUP_S", 1.0)
+    program, _ = run_to_its_end(bulk, "sleep 60", hang_up=True)
+    assert is_ours(program.pid), "somebody else could have its number now, and would be killed in its place"
+    bulk.loop.later(2.0, bulk.loop.stop)
+    bulk.loop._stopped = False
+    bulk.loop.run()
+    assert not is_ours(program.pid)
 
 
 def test_lines_and_frames_share_the_connection(agent: AgentProcess) -> None:
