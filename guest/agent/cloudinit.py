@@ -7,7 +7,7 @@ the same, as cloud-init does. Source: cloud-init, module reference (the meaning 
 
 import os
 
-from . import accounts, clock, dispatch, files, hostname, packages, parameters, pathpolicy, sshkeys, steps, textfile
+from . import clock, dispatch, files, hostname, packages, parameters, pathpolicy, sshkeys, steps, textfile, usertables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,19 +97,19 @@ def _make_users(agent: "Agent", users: "list[dict[str, Any]]", _transcript: "Tra
     for wish in users:
         name = wish["name"]
         groups = _split_groups(wish.get("groups", []))
-        if name in accounts.read_users():
+        if name in usertables.read_users():
             if groups:
-                yield from accounts.add_to_groups(name, groups)
+                yield from usertables.add_to_groups(name, groups)
         else:
-            yield from accounts.create(name, _build_account(wish, groups))
+            yield from usertables.create(name, _build_account(wish, groups))
             made += 1
         if "plain_text_passwd" in wish or "passwd" in wish:
             hashed = "passwd" in wish
-            yield from accounts.set_password(name, wish["passwd" if hashed else "plain_text_passwd"], hashed)
+            yield from usertables.set_password(name, wish["passwd" if hashed else "plain_text_passwd"], hashed)
         if wish.get("lock_passwd", False):
-            yield from accounts.lock_password(name)
+            yield from usertables.lock_password(name)
         if wish.get("ssh_authorized_keys"):
-            sshkeys.add_keys(accounts.get_user(name), wish["ssh_authorized_keys"])
+            sshkeys.add_keys(usertables.get_user(name), wish["ssh_authorized_keys"])
         if wish.get("sudo"):
             _allow_sudo(name, wish["sudo"])
     return "%d users made, %d were there" % (made, len(users) - made)
@@ -137,14 +137,14 @@ def _allow_sudo(name: str, rules: "Any") -> None:
 
 
 def _add_keys(_agent: "Agent", keys: "list[str]", _transcript: "Transcript") -> "Work":
-    added = sshkeys.add_keys(accounts.get_user("root"), keys)
+    added = sshkeys.add_keys(usertables.get_user("root"), keys)
     yield
     return "%d keys added for root" % added
 
 
 def _set_passwords(_agent: "Agent", wish: "dict[str, Any]", _transcript: "Transcript") -> "Work":
     for user in wish["users"]:
-        yield from accounts.set_password(user["name"], user["password"], user.get("type", "text") == "hash")
+        yield from usertables.set_password(user["name"], user["password"], user.get("type", "text") == "hash")
     return "%d passwords set" % len(wish["users"])
 
 
@@ -201,10 +201,10 @@ def _find_owner(text: str) -> "tuple[int, int]":
     user, _, group = text.partition(":")
     uid = gid = -1
     if user:
-        found = accounts.get_user(user)
+        found = usertables.get_user(user)
         uid, gid = found.uid, found.gid
     if group:
-        gid = accounts.get_group(group)
+        gid = usertables.get_group(group)
     return uid, gid
 
 
@@ -316,7 +316,7 @@ def _check_groups(_where: str, value: object) -> "str | None":
     groups = value if isinstance(value, list) else value.split(",") if isinstance(value, str) else None
     if groups is None or len(groups) > 64 or not all(isinstance(group, str) for group in groups):
         return "is neither a list of groups nor a string with commas"
-    return None if all(accounts.is_name(group.strip()) for group in groups) else "holds something that is no group"
+    return None if all(usertables.is_name(group.strip()) for group in groups) else "holds something that is no group"
 
 
 def _check_sudo(_where: str, value: object) -> "str | None":
@@ -340,7 +340,7 @@ def _check_file(where: str, value: object) -> "str | None":
 
 def _check_owner(_where: str, value: object) -> "str | None":
     parts = value.split(":") if isinstance(value, str) else []
-    is_right = 1 <= len(parts) <= 2 and any(parts) and all(not part or accounts.is_name(part) for part in parts)
+    is_right = 1 <= len(parts) <= 2 and any(parts) and all(not part or usertables.is_name(part) for part in parts)
     return None if is_right else "is not USER, USER:GROUP or :GROUP"
 
 
@@ -357,7 +357,7 @@ def _no(what: object) -> "Callable[[str, object], str | None]":
 
 
 _BOOLEAN = _plain(parameters.boolean)
-_NAME = _plain(parameters.matching(accounts.is_name, "the name of a user"))
+_NAME = _plain(parameters.matching(usertables.is_name, "the name of a user"))
 _HOST = _plain(parameters.matching(hostname.is_hostname, "a name of a host"))
 _KEYS = _list(_plain(parameters.matching(sshkeys.is_key, "a public key on one line, without options")), 256)
 _PASSWORD = _plain(parameters.text(1, 512, "\0\n\r"))

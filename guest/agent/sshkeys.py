@@ -7,7 +7,7 @@ that is held open, and a name in it is never a link. Source: sshd(8), AUTHORIZED
 import os
 import stat
 
-from . import accounts, dispatch
+from . import dispatch, usertables
 
 _NAME = "authorized_keys"
 _MAX_BYTES = 1024 * 1024
@@ -61,18 +61,18 @@ def is_key(value: object) -> bool:
     return value.isprintable() and value == value.strip() and parse(value) is not None
 
 
-def list_keys(user: "accounts.User") -> "list[Key]":
+def list_keys(user: "usertables.User") -> "list[Key]":
     """The keys that let this user in; lines with options, and what sshd would not read either, are left out."""
     return [key for key in map(parse, _read(user).splitlines()) if key is not None]
 
 
-def count_others(user: "accounts.User") -> int:
+def count_others(user: "usertables.User") -> int:
     """How many lines let somebody in, or try to, that `list_keys` does not show."""
     lines = [line.strip() for line in _read(user).splitlines()]
     return sum(1 for line in lines if line and line[0] != "#" and parse(line) is None)
 
 
-def add_keys(user: "accounts.User", lines: "list[str]") -> int:
+def add_keys(user: "usertables.User", lines: "list[str]") -> int:
     """Lets the user in with these keys as well; gives how many were not there yet.
 
     Raises:
@@ -93,7 +93,7 @@ def add_keys(user: "accounts.User", lines: "list[str]") -> int:
     return len(added)
 
 
-def remove_keys(user: "accounts.User", blobs: "set[str]", fingerprints: "set[str]") -> int:
+def remove_keys(user: "usertables.User", blobs: "set[str]", fingerprints: "set[str]") -> int:
     """Takes away the keys with these contents or fingerprints, also where options stand before them; gives how many."""
     kept = []
     removed = 0
@@ -120,7 +120,7 @@ def _find_key(line: str) -> "Key | None":
     return None
 
 
-def _read(user: "accounts.User") -> str:
+def _read(user: "usertables.User") -> str:
     directory = _open_directory(user, False)
     if directory is None:
         return ""
@@ -130,7 +130,7 @@ def _read(user: "accounts.User") -> str:
         os.close(directory)
 
 
-def _read_file(directory: int, user: "accounts.User") -> str:
+def _read_file(directory: int, user: "usertables.User") -> str:
     try:
         # Non-blocking: what has this name may be a FIFO.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -151,7 +151,7 @@ def _read_file(directory: int, user: "accounts.User") -> str:
         os.close(fd)
 
 
-def _write(user: "accounts.User", text: str) -> None:
+def _write(user: "usertables.User", text: str) -> None:
     directory = _open_directory(user, True)
     if directory is None:
         raise _refuse(user, "there is no home directory")
@@ -177,7 +177,7 @@ def _write(user: "accounts.User", text: str) -> None:
         os.close(directory)
 
 
-def _open_directory(user: "accounts.User", make: bool) -> "int | None":
+def _open_directory(user: "usertables.User", make: bool) -> "int | None":
     """Opens `.ssh` in the user's home; None where it is not there and is not to be made."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     try:
@@ -211,7 +211,7 @@ def _open_directory(user: "accounts.User", make: bool) -> "int | None":
     return directory
 
 
-def _refuse(user: "accounts.User", reason: str) -> "dispatch.CallError":
+def _refuse(user: "usertables.User", reason: str) -> "dispatch.CallError":
     return dispatch.CallError(dispatch.NOT_PERMITTED, "the keys of %s were left alone: %s" % (user.name, reason))
 
 

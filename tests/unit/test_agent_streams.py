@@ -155,7 +155,8 @@ class Liar:
         request = await self.read()
         assert request["method"] == "hello"
         session = str(request["params"]["session"])
-        await self.answer(request, session=session, capabilities=["streams"])
+        who = {"version": "1", "protocol": 1, "pid": 1, "boot_id": "b", "transport": "virtio-serial"}
+        await self.answer(request, **who, session=session, capabilities=["streams"])
         await self.send(frames.build_hello(session))
         assert (await self.read_bulk(48)) == frames.build_hello(session)
         return session

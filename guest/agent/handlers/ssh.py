@@ -1,6 +1,6 @@
 """`ssh_key_list`, `ssh_key_add` and `ssh_key_remove` (guest floor)."""
 
-from .. import accounts, dispatch, parameters, sshkeys, steps
+from .. import dispatch, parameters, sshkeys, steps, usertables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ _MAX_KEYS = 256
 
 
 def ssh_key_list(_call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
-    user = accounts.get_user(params["user"])
+    user = usertables.get_user(params["user"])
     keys = sshkeys.list_keys(user)
     listed = [
         {"type": key.type, "key": key.blob, "comment": key.comment[:1024], "fingerprint": key.fingerprint}
@@ -22,7 +22,7 @@ def ssh_key_list(_call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
 
 
 def ssh_key_add(_call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
-    user = accounts.get_user(params["user"])
+    user = usertables.get_user(params["user"])
     try:
         added = sshkeys.add_keys(user, params["keys"])
     except OSError as error:
@@ -31,7 +31,7 @@ def ssh_key_add(_call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
 
 
 def ssh_key_remove(_call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
-    user = accounts.get_user(params["user"])
+    user = usertables.get_user(params["user"])
     keys = [sshkeys.parse(line) for line in params.get("keys", [])]
     fingerprints = set(params.get("fingerprints", []))
     if not keys and not fingerprints:
@@ -47,7 +47,7 @@ def _is_fingerprint(value: object) -> bool:
     return parameters.is_text(value, 50, 50) and str(value).startswith("SHA256:")
 
 
-_USER = (True, parameters.matching(accounts.is_name, "the name of a user"))
+_USER = (True, parameters.matching(usertables.is_name, "the name of a user"))
 KEYS = parameters.list_of(
     parameters.matching(sshkeys.is_key, "a public key on one line, without options"), 1, _MAX_KEYS
 )

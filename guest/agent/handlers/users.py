@@ -1,6 +1,6 @@
 """`user_list`, `user_create`, `user_delete` and `user_set_password` (guest floor)."""
 
-from .. import accounts, pages, parameters, steps
+from .. import pages, parameters, steps, usertables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def user_list(call: "Call", params: "dict[str, Any]") -> None:
-    users = accounts.read_users()
+    users = usertables.read_users()
     steps.answer(call, pages.build_page("users", sorted(users), params, lambda name: describe(users[name])))
 
 
@@ -21,12 +21,12 @@ def user_create(call: "Call", params: "dict[str, Any]") -> None:
 
 def _create(params: "dict[str, Any]") -> "Generator[Any, Any, dict[str, Any]]":
     name = params["name"]
-    user = yield from accounts.create(name, params)
+    user = yield from usertables.create(name, params)
     if "password" in params:
         try:
-            yield from accounts.set_password(name, params["password"], params.get("hashed", False))
+            yield from usertables.set_password(name, params["password"], params.get("hashed", False))
         except Exception:
-            yield from accounts.delete(name, params.get("create_home", True))
+            yield from usertables.delete(name, params.get("create_home", True))
             raise
     return describe(user)
 
@@ -36,7 +36,7 @@ def user_delete(call: "Call", params: "dict[str, Any]") -> None:
 
 
 def _delete(name: str, remove_home: bool) -> "Generator[Any, Any, dict[str, Any]]":
-    yield from accounts.delete(name, remove_home)
+    yield from usertables.delete(name, remove_home)
     return {}
 
 
@@ -45,11 +45,11 @@ def user_set_password(call: "Call", params: "dict[str, Any]") -> None:
 
 
 def _set_password(params: "dict[str, Any]") -> "Generator[Any, Any, dict[str, Any]]":
-    yield from accounts.set_password(params["name"], params["password"], params.get("hashed", False))
+    yield from usertables.set_password(params["name"], params["password"], params.get("hashed", False))
     return {}
 
 
-def describe(user: "accounts.User") -> "dict[str, Any]":
+def describe(user: "usertables.User") -> "dict[str, Any]":
     return {
         "name": user.name[:256],
         "uid": user.uid,
@@ -65,7 +65,7 @@ def _is_path(value: object) -> bool:
     return parameters.is_text(value, 1, 1024, "\0\n\r:") and str(value).startswith("/")
 
 
-_NAME = parameters.matching(accounts.is_name, "the name of a user, 1 to 32 of a-z 0-9 _ - . that begin with a letter")
+_NAME = parameters.matching(usertables.is_name, "the name of a user, 1 to 32 of a-z 0-9 _ - . that begin with a letter")
 # Source: passwd(5): a colon or a line feed would begin another field or another user.
 _TEXT = parameters.text(0, 256, "\0\n\r:,=")
 PASSWORD = parameters.text(1, 512, "\0\n\r")

@@ -1,4 +1,4 @@
-"""User accounts (guest floor): `useradd` and its kin where they are, and the files themselves where they are not.
+"""The tables of users (guest floor): `useradd` and its kin where they are, and the files themselves where they are not.
 
 The built-in guest has no programs for accounts: busybox comes without them there. A password goes to a program on its
 standard input, never as an argument, and into no message.
