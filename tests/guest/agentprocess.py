@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.guest.contract import Contract
+
 AGENT = Path(__file__).parents[2] / "guest" / "agent"
 DEADLINE_S = 20.0
 
@@ -115,6 +117,7 @@ class AgentProcess:
         with theirs:
             self.process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
         self.reader = self.socket.makefile("rb")
+        self.contract = Contract()
         self.unasked: list[Json] = []
         self.session = ""
         self.streams: dict[int, Stream] = {}
@@ -122,6 +125,7 @@ class AgentProcess:
         self._ids = itertools.count(1)
 
     def send(self, data: bytes) -> None:
+        self.contract.sent(data)
         self.socket.sendall(data)
 
     def receive(self) -> Any:
@@ -129,7 +133,12 @@ class AgentProcess:
         while True:
             line = self.receive_line()
             if not line.startswith(b"\xf5"):
-                return json.loads(line)
+                return self._decode(line)
+
+    def _decode(self, line: bytes) -> Any:
+        value = json.loads(line)
+        self.contract.received(value)
+        return value
 
     def receive_line(self) -> bytes:
         """The next line, whatever it is; one that is a frame has gone into its stream already."""
@@ -200,7 +209,7 @@ class AgentProcess:
             assert time.monotonic() < end, f"{what} did not come within {DEADLINE_S:g} s"
             line = self.receive_line()
             if not line.startswith(b"\xf5"):
-                self.unasked.append(json.loads(line))
+                self.unasked.append(self._decode(line))
 
     def _take_frame(self, kind: int, number: int, payload: bytes) -> None:
         if kind == HELLO:

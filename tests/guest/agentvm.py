@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from control.paths import IMAGE
 from tests.guest.agentprocess import DATA, END, HELLO, Stream, decode_frame, encode_frame
+from tests.guest.contract import Contract
 
 DEADLINE_S = 60.0
 PORT = {"driver": "virtserialport", "bus": "ports.0", "chardev": "agent", "name": "org.unhinged.agent.0"}
@@ -77,6 +78,7 @@ class AgentVM:
                 argv += ["-device", ",".join(f"{key}={value}" for key, value in properties.items()) + f",id={name}"]
         self.process = subprocess.Popen([*argv, *extra])
         self._ids = itertools.count(1)
+        self.contract = Contract()
         self.notes: list[Json] = []
         self._host: socket.socket | None = None
         self._bulk: socket.socket | None = None
@@ -203,7 +205,7 @@ class AgentVM:
                 if note.get("method") == method:
                     self.notes.remove(note)
                     return dict(note["params"])
-            self.notes.append(json.loads(self._lines.readline()))
+            self.notes.append(self._receive())
 
     def receive_until(self, condition: Callable[[], bool], what: str, *, take: bool = True) -> None:
         """Receives from the bulk port until it is so; with `take` what comes goes into the streams."""
@@ -228,17 +230,25 @@ class AgentVM:
 
     def send(self, data: bytes) -> None:
         assert self._host is not None
+        self.contract.sent(data)
         self._host.sendall(data)
 
-    def wait_for(self, id_: object) -> Json:
-        """The answer with this id, or the message that answers the command with this id."""
+    def _receive(self) -> Any:
+        """The next line that is JSON: the rest of one that was meant for the host before us is none."""
         while True:
             line = self._lines.readline()
             assert line, "QEMU closed the agent's socket"
             try:
-                seen = json.loads(line)
+                value = json.loads(line)
             except ValueError:
-                continue  # the rest of a line that was meant for the host before us
+                continue
+            self.contract.received(value)
+            return value
+
+    def wait_for(self, id_: object) -> Json:
+        """The answer with this id, or the message that answers the command with this id."""
+        while True:
+            seen = self._receive()
             if seen.get("id") == id_ or seen.get("params", {}).get("in_reply_to") == id_:
                 return dict(seen)
             self.notes.append(seen)
