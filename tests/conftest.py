@@ -206,7 +206,10 @@ def leaves_nothing() -> Iterator[None]:
 def pytest_runtest_call(item: pytest.Item) -> Any:
     """Let an asynchronous test also answer for the tasks it started."""
     function = getattr(item, "obj", None)
-    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(function):
+    marker = item.get_closest_marker("asyncio")
+    # On a loop that tests share, tasks of what they share come and go.
+    shared = marker is not None and marker.kwargs.get("loop_scope", "function") != "function"
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(function) and not shared:
         item.obj = _ending_without_tasks(function)
     return (yield)
 
