@@ -375,11 +375,21 @@ class TreeWriter(Sink):
         else:
             os.mkfifo(hidden.part, 0o600, dir_fd=hidden.dir_fd)
         hidden.made()
-        if self._owner and entry.uid >= 0:
-            os.chown(hidden.part, entry.uid, entry.gid, dir_fd=hidden.dir_fd, follow_symlinks=False)
-        if entry.type == "fifo":
-            os.chmod(hidden.part, entry.mode, dir_fd=hidden.dir_fd)
-        os.utime(hidden.part, ns=(time_ns(), entry.mtime_ns), dir_fd=hidden.dir_fd, follow_symlinks=False)
+        # By a descriptor: whoever may write into this directory can put something else under the name meanwhile.
+        fd = os.open(hidden.part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=hidden.dir_fd)
+        try:
+            seen = os.fstat(fd)
+            made = stat.S_ISLNK(seen.st_mode) if entry.type == "symlink" else stat.S_ISFIFO(seen.st_mode)
+            if not made or seen.st_nlink != 1:
+                raise PermissionError(1, "somebody else has taken the hidden name", show(hidden.part))
+            itself = b"/proc/self/fd/%d" % fd
+            if self._owner and entry.uid >= 0:
+                os.chown(itself, entry.uid, entry.gid)
+            if entry.type == "fifo":
+                os.chmod(itself, entry.mode)
+            os.utime(itself, ns=(time_ns(), entry.mtime_ns))
+        finally:
+            os.close(fd)
 
     def _link(self, entry: Entry, hidden: "files.Hidden") -> None:
         """Makes another link to an earlier file, found from the root of the tree without following links."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.guest import treeform
 from tests.guest.agentprocess import AgentProcess
-from tests.guest.test_agent_files_transfer import put_done, put_fails
+from tests.guest.test_agent_files_transfer import put, put_done, put_fails
 
 NOT_PERMITTED, FAILED = -32003, -32005
 NOBODY = 65534
@@ -67,6 +70,57 @@ def test_a_device_is_not_replaced_by_a_file(agent: AgentProcess, tmp_path: Path,
 
 
 # What is planted while the agent works
+
+
+@contextmanager
+def swap(directory: Path, plant: Callable[[Path], None], beginning: str = ".") -> Iterator[None]:
+    """Replaces each hidden thing in the directory by something else, as fast as somebody in the guest could."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            for name in os.listdir(directory):
+                if name.startswith(beginning):
+                    try:
+                        (directory / name).unlink()
+                        plant(directory / name)
+                    except OSError:
+                        continue
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("how", ["symlink", "hardlink"])
+def test_a_new_fifo_or_link_that_is_swapped_changes_nothing_else(agent: AgentProcess, tmp_path: Path, how: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    victim.chmod(0o600)
+    before = victim.stat()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+
+    def plant(path: Path) -> None:
+        if how == "symlink":
+            path.symlink_to(victim)
+        else:
+            path.hardlink_to(victim)
+
+    owner = {"uid": 12345, "gid": 12345} if os.geteuid() == 0 else {}
+    sent = treeform.encode_entry("", "directory", **owner)
+    for number in range(2000):
+        sent += treeform.encode_entry(f"f{number}", "fifo", mode=0o666, **owner)
+        sent += treeform.encode_entry(f"l{number}", "symlink", target="x", **owner)
+    sent += treeform.encode_end(4001, 0)
+    with swap(theirs, plant):
+        put(agent, theirs, sent, owner=bool(owner))
+    after = victim.stat()
+    assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (before.st_mode, before.st_uid, before.st_mtime_ns)
 
 
 # Edges of file systems
