@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -265,7 +266,9 @@ def test_a_race_is_never_won(ground: Path, what: str) -> None:
     won = refused = 0
     thread.start()
     try:
-        for _ in range(3000):
+        end = time.monotonic() + 30
+        # On a busy machine one of the two may have all the luck for a long time.
+        while won + refused < 3000 or not (won and refused or time.monotonic() > end):
             try:
                 assert read(policy, inside / "good/file") != SECRET
                 won += 1
