@@ -268,7 +268,7 @@ def test_a_race_is_never_won(ground: Path, what: str) -> None:
     try:
         end = time.monotonic() + 30
         # On a busy machine one of the two may have all the luck for a long time.
-        while won + refused < 3000 or not (won and refused or time.monotonic() > end):
+        while won + refused < 3000 or not ((won and refused) or time.monotonic() > end):
             try:
                 assert read(policy, inside / "good/file") != SECRET
                 won += 1
