@@ -79,11 +79,11 @@ def swap(directory: Path, plant: Callable[[Path], None], beginning: str = ".") -
 
     def work() -> None:
         while not over.is_set():
-            for name in os.listdir(directory):
-                if name.startswith(beginning):
+            for entry in os.scandir(directory):
+                if entry.name.startswith(beginning):
                     try:
-                        (directory / name).unlink()
-                        plant(directory / name)
+                        (os.rmdir if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
+                        plant(Path(entry.path))
                     except OSError:
                         continue
 
@@ -124,6 +124,21 @@ def test_a_new_fifo_or_link_that_is_swapped_changes_nothing_else(agent: AgentPro
 
 
 # Edges of file systems
+
+
+@as_root
+def test_a_directory_that_may_be_read_but_not_searched_is_listed(tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_mode & 0o1 == 0:
+            directory.chmod(directory.stat().st_mode | 0o1)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/file").write_text("x")
+    (tmp_path / "d").chmod(0o744)
+    (tmp_path / "a").mkdir()
+    agent = AgentProcess(tmp_path / "a", {"run_as": "nobody"})
+    listed = agent.result("file_list", path=str(tmp_path / "d"))["entries"]
+    assert listed == [{"name": "file", "type": "unknown"}]
+    assert agent.close() == 0
 
 
 # Keys

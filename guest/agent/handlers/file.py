@@ -246,8 +246,8 @@ def _describe(policy: "Any", fd: int, name: bytes) -> "dict[str, Any]":
     try:
         policy.check_fd(fd, READ, name)
         seen = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except (Denied, FileNotFoundError):
-        entry["type"] = "unknown"  # it may not be looked at, or has gone meanwhile
+    except OSError:
+        entry["type"] = "unknown"  # it may not be looked at, has gone meanwhile, or its file system does not answer
         return entry
     entry["type"] = files.describe_type(seen.st_mode)
     entry["size"] = seen.st_size
