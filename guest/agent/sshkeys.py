@@ -63,12 +63,12 @@ def is_key(value: object) -> bool:
 
 def list_keys(user: "usertables.User") -> "list[Key]":
     """The keys that let this user in; lines with options, and what sshd would not read either, are left out."""
-    return [key for key in map(parse, _read(user).splitlines()) if key is not None]
+    return [key for key in map(parse, _read_lines(user)) if key is not None]
 
 
 def count_others(user: "usertables.User") -> int:
     """How many lines let somebody in, or try to, that `list_keys` does not show."""
-    lines = [line.strip() for line in _read(user).splitlines()]
+    lines = [line.strip() for line in _read_lines(user)]
     return sum(1 for line in lines if line and line[0] != "#" and parse(line) is None)
 
 
@@ -79,7 +79,7 @@ def add_keys(user: "usertables.User", lines: "list[str]") -> int:
         CallError: The directory or the file is not the user's own, or a link. Nothing has changed.
     """
     before = _read(user)
-    known = {key.blob for key in map(parse, before.splitlines()) if key is not None}
+    known = {key.blob for key in map(parse, before.split("\n")) if key is not None}
     added = []
     for line in lines:
         key = parse(line)
@@ -97,7 +97,7 @@ def remove_keys(user: "usertables.User", blobs: "set[str]", fingerprints: "set[s
     """Takes away the keys with these contents or fingerprints, also where options stand before them; gives how many."""
     kept = []
     removed = 0
-    for line in _read(user).splitlines():
+    for line in _read_lines(user):
         key = _find_key(line)
         if key is not None and (key.blob in blobs or key.fingerprint in fingerprints):
             removed += 1
@@ -118,6 +118,11 @@ def _find_key(line: str) -> "Key | None":
         if key is not None:
             return key
     return None
+
+
+def _read_lines(user: "usertables.User") -> "list[str]":
+    # A line feed alone ends a line for sshd. Any other sign would make a key of the rest of a comment.
+    return _read(user).removesuffix("\n").split("\n")
 
 
 def _read(user: "usertables.User") -> str:
@@ -184,6 +189,7 @@ def _open_directory(user: "usertables.User", make: bool) -> "int | None":
         home = os.open(user.home, flags)
     except OSError:
         return None
+    new = False
     try:
         if os.fstat(home).st_uid not in (0, user.uid):
             raise _refuse(user, "%s belongs to somebody else" % user.home)
@@ -193,7 +199,7 @@ def _open_directory(user: "usertables.User", make: bool) -> "int | None":
             except FileExistsError:
                 pass
             else:
-                os.chown(".ssh", user.uid, user.gid, dir_fd=home, follow_symlinks=False)
+                new = True
         try:
             directory = os.open(".ssh", flags | os.O_NOFOLLOW, dir_fd=home)
         except FileNotFoundError:
@@ -203,6 +209,10 @@ def _open_directory(user: "usertables.User", make: bool) -> "int | None":
     finally:
         os.close(home)
     seen = os.fstat(directory)
+    if new and not os.listdir(directory):
+        # Only now, and only while nothing is in it: the user may have put something else in its place.
+        os.fchown(directory, user.uid, user.gid)
+        seen = os.fstat(directory)
     if seen.st_uid not in (0, user.uid):
         os.close(directory)
         raise _refuse(user, ".ssh belongs to somebody else")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from guest.agent import dispatch, sshkeys, usertables
 from tests.guest import treeform
 from tests.guest.agentprocess import AgentProcess
 from tests.guest.test_agent_files_transfer import put, put_done, put_fails
@@ -142,3 +145,33 @@ def test_a_directory_that_may_be_read_but_not_searched_is_listed(tmp_path: Path)
 
 
 # Keys
+
+
+def test_a_line_of_keys_ends_where_sshd_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = "AAAAC3NzaC1lZDI1NTE5AAAAI" + "B" * 43
+    other = "AAAAC3NzaC1lZDI1NTE5AAAAI" + "C" * 43
+    home = tmp_path
+    (home / ".ssh").mkdir(mode=0o700)
+    keys = home / ".ssh/authorized_keys"
+    keys.write_text(f"# \u2028ssh-ed25519 {blob}\nssh-ed25519 {other}\n")
+    user = usertables.User(["me", "x", str(os.geteuid()), str(os.getegid()), "", str(home), "/bin/sh"])
+    assert [key.blob for key in sshkeys.list_keys(user)] == [other]
+    assert sshkeys.remove_keys(user, {other}, set()) == 1
+    assert keys.read_text() == f"# \u2028ssh-ed25519 {blob}\n"
+
+
+@as_root
+def test_a_new_ssh_directory_that_is_swapped_changes_nothing_else(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, NOBODY, NOBODY)
+    user = usertables.User(["nobody", "x", str(NOBODY), str(NOBODY), "", str(home), "/bin/sh"])
+    with swap(home, lambda path: path.hardlink_to(victim), ".ssh"):
+        for _ in range(500):
+            with contextlib.suppress(dispatch.CallError, OSError):
+                sshkeys.add_keys(user, [f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'B' * 43}"])
+            shutil.rmtree(home / ".ssh", ignore_errors=True)
+            (home / ".ssh").unlink(missing_ok=True)
+    assert victim.stat().st_uid == 0
