@@ -157,6 +157,7 @@ class Watcher:
                 return
         for path in moved.values():
             self._gather("deleted", path)  # it went where nobody watches
+            self._forget(path)
 
     def _take(self, number: int, mask: int, cookie: int, name: bytes, moved: "dict[int, bytes]") -> None:
         if mask & _OVERFLOW:
@@ -192,6 +193,13 @@ class Watcher:
             self._gather("modified", path)
         if mask & _ISDIR and mask & (_CREATE | _MOVED_TO) and self._recursive:
             self._follow(path, bool(mask & _CREATE))
+
+    def _forget(self, path: bytes) -> None:
+        """Watches no longer what has left: what happens in it is nothing the host asked for."""
+        for number, directory in self._directories.items():
+            if directory == path or directory.startswith(path + b"/"):
+                # The kernel answers with IN_IGNORED, which takes it off the list.
+                self._libc.inotify_rm_watch(self._fd, number)
 
     def _follow(self, path: bytes, tell: bool) -> None:
         """Watches a directory that has just come, found from the top without following links."""

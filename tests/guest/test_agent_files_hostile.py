@@ -15,7 +15,7 @@ import pytest
 
 from guest.agent import dispatch, sshkeys, usertables
 from tests.guest import treeform
-from tests.guest.agentprocess import AgentProcess
+from tests.guest.agentprocess import AgentProcess, Json
 from tests.guest.test_agent_files_transfer import put, put_done, put_fails
 
 NOT_PERMITTED, FAILED = -32003, -32005
@@ -175,3 +175,18 @@ def test_a_new_ssh_directory_that_is_swapped_changes_nothing_else(tmp_path: Path
             shutil.rmtree(home / ".ssh", ignore_errors=True)
             (home / ".ssh").unlink(missing_ok=True)
     assert victim.stat().st_uid == 0
+
+
+def test_a_moved_directory_is_watched_no_longer(agent: AgentProcess, tmp_path: Path) -> None:
+    (tmp_path / "w/inner").mkdir(parents=True)
+    job = agent.result("file_watch", path=str(tmp_path / "w"), recursive=True)["job"]
+    (tmp_path / "w/inner").rename(tmp_path / "gone")
+    seen = agent.wait_for_notification("file_changed")["changes"]
+    assert seen == [{"change": "deleted", "path": "inner"}]
+    (tmp_path / "gone/private").write_text("x")
+    (tmp_path / "w/last").write_text("x")
+    told: list[Json] = []
+    while not any(change["path"] == "last" for change in told):
+        told += agent.wait_for_notification("file_changed")["changes"]
+    assert {change["path"] for change in told} == {"last"}
+    agent.result("job_cancel", job=job)
