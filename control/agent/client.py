@@ -504,6 +504,10 @@ class AgentClient:
             self._take_job_news(method, params)
 
     def _take_bulk_broken(self, params: object) -> None:
+        if self._hello is None or not self._hello.done():
+            # The guest keeps it for whoever comes next: the streams that broke were those of a session before.
+            self._useless += 1
+            return
         try:
             reason = check_notification("bulk_broken", params)["reason"]
         except AgentProtocolError as error:
