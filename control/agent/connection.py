@@ -14,6 +14,9 @@ from typing import Protocol
 from control.errors import AgentProtocolError
 
 CHUNK_BYTES = 256 * 1024
+RECEIVED_AT_A_STRETCH = 16
+"""How often something may be received before whatever else goes on in this process has its turn."""
+
 ROOM_BYTES = 1024 * 1024
 """How much may wait for a guest that does not read before those who have more to say wait as well."""
 
@@ -40,6 +43,7 @@ class Receiver:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._buffer = memoryview(bytearray(CHUNK_BYTES))
+        self._at_a_stretch = 0
 
     async def receive(self) -> memoryview:
         """Return what came, valid until the next call; empty when the peer has ended the connection.
@@ -52,9 +56,12 @@ class Receiver:
                 received = self._buffer[: self._connection.recv_into(self._buffer)]
             except BlockingIOError:
                 await self._wait()
+                self._at_a_stretch = 0
             else:
-                if len(received) * 4 > CHUNK_BYTES:
-                    # A guest that always has more to say would otherwise be all this event loop ever sees.
+                self._at_a_stretch += 1
+                if len(received) * 4 > CHUNK_BYTES or self._at_a_stretch >= RECEIVED_AT_A_STRETCH:
+                    # A guest that always has more to say, be it little, would otherwise be all this event loop sees.
+                    self._at_a_stretch = 0
                     await asyncio.sleep(0)
                 return received
 
