@@ -52,6 +52,7 @@ class _Pending:
 
     Attributes:
         record: What of it had not gone when it was sent; see `Outbox.withdraw`.
+        taken: Its caller has its answer, and did not go in the very moment it came.
     """
 
     id: str
@@ -59,6 +60,7 @@ class _Pending:
     answer: asyncio.Future[Any]
     begins_job: bool
     record: memoryview | None = None
+    taken: bool = False
 
 
 class AgentClient:
@@ -274,7 +276,9 @@ class AgentClient:
                 if not self._outbox.has_room:
                     await self._outbox.wait_for_room()
                 pending = self._send_request(method, params, begins_job=begins_job)
-                return await pending.answer
+                answer = await pending.answer
+                pending.taken = True
+                return answer
         except TimeoutError:
             raise self._time_out(f"the guest agent's answer to {method}", timeout_s) from None
         finally:
@@ -316,6 +320,8 @@ class AgentClient:
     def _give_up(self, pending: _Pending) -> None:
         """Have a call stopped that nobody waits for any more; nothing when it has been answered."""
         if self._pending.pop(pending.id, None) is None or self._outbox.ended:
+            if pending.begins_job and not pending.taken and _has_result(pending.answer):
+                pending.answer.result().cancel()
             return
         if pending.record is not None and self._outbox.withdraw(pending.record):
             return
@@ -582,6 +588,10 @@ def _settle(answer: asyncio.Future[Any], method: str, value: Mapping[str, Any]) 
         answer.set_exception(build_call_error(method, error))
     else:
         answer.set_exception(AgentProtocolError(f"the guest agent's answer to {method} has no result and no error"))
+
+
+def _has_result(answer: asyncio.Future[Any]) -> bool:
+    return answer.done() and not answer.cancelled() and answer.exception() is None
 
 
 async def _result_or_error(answer: asyncio.Future[Any]) -> Any:

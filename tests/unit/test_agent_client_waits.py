@@ -5,7 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from control.agent.connection import Receiver
+from tests.unit.test_agent_client import open_desk
+
+
+async def test_a_job_is_ended_whose_caller_goes_in_the_moment_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_desk() as desk:
+        take_job = desk.client._take_job
+
+        def take_and_cancel(*arguments: object) -> None:
+            take_job(*arguments)  # type: ignore[arg-type]
+            starting.cancel()  # the caller has its answer, and has not run since
+
+        monkeypatch.setattr(desk.client, "_take_job", take_and_cancel)
+        starting = asyncio.create_task(desk.client.start_job("exec_start", {"argv": ["sleep", "60"]}))
+        await desk.peer.answer(await desk.peer.read(), {"job": 7, "pid": 100})
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        told = await desk.peer.read()
+        assert (told["method"], told["params"]) == ("job_cancel", {"job": 7})
 
 
 class Chatter:
