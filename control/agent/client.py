@@ -20,6 +20,7 @@ from control.agent.contract import check_notification, check_result, prepare_job
 from control.agent.frames import LINE_MARK
 from control.agent.jobs import Job, build_call_error
 from control.agent.lines import LineDecoder
+from control.agent.patience import TimeLimit
 from control.agent.streams import Streams
 from control.errors import AgentCallError, AgentProtocolError, ControlError, WaitTimeout
 from control.log import LOG
@@ -220,7 +221,7 @@ class AgentClient:
         """
         waiting: list[_Pending] = []
         try:
-            async with asyncio.timeout(timeout_s):
+            async with TimeLimit(timeout_s):
                 for batch in _cut_batches(calls):
                     waiting += await self._send_batch(batch)
                 answers = [pending.answer for pending in waiting]
@@ -252,7 +253,7 @@ class AgentClient:
             WaitTimeout: None came within `timeout_s`.
         """
         try:
-            async with asyncio.timeout(timeout_s):
+            async with TimeLimit(timeout_s):
                 while not self.ready.is_set():
                     if self._outbox.ended:
                         raise AgentProtocolError(f"{ENDED} before an agent was there", hint=self._hint())
@@ -272,7 +273,7 @@ class AgentClient:
     async def _call(self, method: str, params: Mapping[str, Any], timeout_s: float | None, *, begins_job: bool) -> Any:
         pending: _Pending | None = None
         try:
-            async with asyncio.timeout(timeout_s):
+            async with TimeLimit(timeout_s):
                 if not self._outbox.has_room:
                     await self._outbox.wait_for_room()
                 pending = self._send_request(method, params, begins_job=begins_job)

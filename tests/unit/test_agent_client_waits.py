@@ -28,6 +28,22 @@ async def test_a_job_is_ended_whose_caller_goes_in_the_moment_of_its_answer(monk
         assert (told["method"], told["params"]) == ("job_cancel", {"job": 7})
 
 
+async def test_an_answer_that_came_in_time_counts_although_this_host_looks_late() -> None:
+    async with open_desk() as desk:
+        calling = asyncio.create_task(desk.client.call("ping", timeout_s=0.3))
+        await desk.peer.answer(await desk.peer.read(), {})
+        time.sleep(0.6)  # noqa: ASYNC251 # this host stands still, as one that was suspended or is overloaded
+        assert await calling == {}
+
+
+async def test_many_answers_that_came_in_time_count_although_this_host_looks_late() -> None:
+    async with open_desk() as desk:
+        calling = asyncio.create_task(desk.client.call_many([("ping", {})] * 2, timeout_s=0.3))
+        await desk.peer.send([{"jsonrpc": "2.0", "id": call["id"], "result": {}} for call in await desk.peer.read()])
+        time.sleep(0.6)  # noqa: ASYNC251
+        assert await calling == [{}, {}]
+
+
 class Chatter:
     """A guest that has said one byte more whenever it is listened to, for two seconds."""
 
