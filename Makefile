@@ -110,12 +110,16 @@ image-seed: setup-python ## build/image/seed.iso: at its first boot, a cloud ima
 	@$(VENV)/bin/python iso/debian/build.py seed $(call option,--key,KEY) $(ARGS)
 
 ##@ Check
+WORKERS = auto##: how many tests run at once; by default as many as there are CPUs, at most 4
+# A file's tests stay together: they share a guest.
+PARALLEL = --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
+
 .PHONY: test test-fast test-slow test-all lint types check fuzz bench pictures
 test: setup deps-install-test deps-install-guests image $(VENV)/.ready-dev ## all tests that end within ten minutes, boots included
-	@$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	@$(VENV)/bin/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-fast: setup $(VENV)/.ready-dev ## tests without a guest
-	@$(VENV)/bin/python -m pytest -m "not boot and not slow" $(ARGS)
+	@$(VENV)/bin/python -m pytest $(PARALLEL) -m "not boot and not slow" $(ARGS)
 
 test-slow: setup deps-install-test deps-install-guests image image-debian $(VENV)/.ready-dev ## the long ones: a foreign installer, soaks
 	@$(VENV)/bin/python -m pytest -m slow $(ARGS)

@@ -15,6 +15,7 @@ import shutil
 import stat
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,16 +84,13 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "kvm": (_find_kvm, "KVM does not run guest code here: make doctor says why"),
 }
 NEEDS_OF_TIER = {"qemu": ("qemu",), "boot": ("qemu", "image"), "kvm": ("qemu", "kvm")}
-_MISSING = pytest.StashKey[dict[str, int]]()
 
 
-def _require(config: pytest.Config, name: str) -> None:
+def _require(name: str) -> None:
     """Skip when the need `name` is missing; in CI, where all but KVM is owed, fail."""
     find, cure = NEEDS[name]
     if find():
         return
-    missing = config.stash.setdefault(_MISSING, {})
-    missing[cure] = missing.get(cure, 0) + 1
     if os.environ.get("CI") == "true" and name != "kvm":
         pytest.fail(f"CI lacks something: {cure}", pytrace=False)
     pytest.skip(cure)
@@ -109,9 +107,9 @@ def public_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def need(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def need() -> Callable[[str], None]:
     """Call it with a name from `NEEDS`: the test is skipped, with the cure, when that is missing."""
-    return lambda name: _require(request.config, name)
+    return _require
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -128,11 +126,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for tier, needs in NEEDS_OF_TIER.items():
         if item.get_closest_marker(tier) is not None:
             for name in needs:
-                _require(item.config, name)
+                _require(name)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    missing = config.stash.get(_MISSING, {})
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    # From the reports, because the tests ran in other processes.
+    skipped = terminalreporter.stats.get("skipped", ())
+    missing = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
     if missing:
         terminalreporter.section("what this host lacks")
     for cure, count in missing.items():
