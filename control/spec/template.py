@@ -57,7 +57,7 @@ class Later:
     hint: str = ""
 
 
-_MISSING = Later("is not defined")
+_MISSING = Later("is not defined", "give it a value in env, or ask for it with {{if}}")
 
 
 @dataclass(frozen=True)
@@ -274,14 +274,14 @@ def _index(values: list[Any], shown: str) -> Any:
         elif isinstance(value, list) and type(key) is int and 0 <= key < len(value):
             value = value[key]
         else:
-            raise TemplateError(f"{shown}: there is nothing at {show_value(key)}")
+            raise TemplateError(f"{shown}: there is nothing at {show_value(key)}", hint="look at what it holds")
     return value
 
 
 def _length(value: Any, shown: str) -> int:
     if isinstance(value, str | list | Mapping):
         return len(value.encode()) if isinstance(value, str) else len(value)
-    raise TemplateError(f"{shown}: only a text, a list or a table has a length")
+    raise TemplateError(f"{shown}: only a text, a list or a table has a length", hint=UNDERSTOOD_IN_FILES)
 
 
 def _elements(value: Any, shown: str) -> list[Any]:
@@ -291,7 +291,7 @@ def _elements(value: Any, shown: str) -> list[Any]:
         return value
     if isinstance(value, Mapping):
         return [value[key] for key in sorted(value)]
-    raise TemplateError(f"{shown} cannot be gone through: it is neither a list nor a table")
+    raise TemplateError(f"{shown} cannot be gone through: it is neither a list nor a table", hint="name a list")
 
 
 def _is_true(value: Any) -> bool:
@@ -329,7 +329,7 @@ def _show_number(value: int | float, shown: str) -> str:
     try:
         return str(value)
     except ValueError as error:  # Python shows no whole number of more than 4300 digits
-        raise TemplateError(f"{shown} is too large a number") from error
+        raise TemplateError(f"{shown} is too large a number", hint="use a smaller one") from error
 
 
 def _bounded(text: str) -> str:

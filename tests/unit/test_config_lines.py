@@ -42,6 +42,7 @@ template = "a"
 deep = 1979-05-27T07:32:00Z
 [[img.x.templates]]
 template = "\\u0041"
+[img.x.templates.inner]
 [vm."w\\u0065b 2"]
 [vm]
 last = 1_000
@@ -56,7 +57,8 @@ def test_each_key_of_a_tricky_text() -> None:
         ("vm", "web", "cmd"): 10, ("vm", "web", "cmd", 1): 12, ("vm", "web", "cmd", 2, 1, 1): 15,
         ("vm", "web", "disk", "s.t", "u", 0, "v"): 17, ("img", "x", "templates", 0): 18,
         ("img", "x", "templates", 0, "inner", "deep"): 21, ("img", "x", "templates", 1, "template"): 23,
-        ("vm", "web 2"): 24, ("vm",): 25, ("vm", "last"): 26,
+        ("img", "x", "templates", 1, "inner"): 24,
+        ("vm", "web 2"): 25, ("vm",): 26, ("vm", "last"): 27,
     }  # fmt: skip
     assert {path: lines[path] for path in expected} == expected
 

@@ -215,6 +215,6 @@ def test_any_text_is_filled_in_or_refused(text: str) -> None:
             result = render(text, data)
         except TemplateError as error:
             assert str(error).isprintable()
-            assert error.hint or "nothing at" in str(error) or "length" in str(error) or "line" in str(error)
+            assert error.hint
         else:
             assert "{{" in text or result == text
