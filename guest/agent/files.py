@@ -176,6 +176,11 @@ class Hidden:
             self.fd = -1
 
 
+def clamp_time(time_ns: int) -> int:
+    """A time that fits into 64 bits: a file system may know years after 2262."""
+    return max(-(2**63), min(time_ns, 2**63 - 1))
+
+
 def find_stat(name: bytes, dir_fd: int) -> "os.stat_result | None":
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)

@@ -173,7 +173,7 @@ class TreeReader:
         entry: "dict[str, Any]" = {"path": files.decode(path), "type": type_}
         if type_ in ("directory", "file", "fifo"):
             entry["mode"] = seen.st_mode & 0o7777
-        entry["mtime_ns"] = seen.st_mtime_ns
+        entry["mtime_ns"] = files.clamp_time(seen.st_mtime_ns)
         if self._owner:
             entry["uid"], entry["gid"] = seen.st_uid, seen.st_gid
         entry.update(more)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import pytest
 from guest.agent import dispatch, sshkeys, usertables
 from tests.guest import treeform
 from tests.guest.agentprocess import AgentProcess, Json
-from tests.guest.test_agent_files_transfer import put, put_done, put_fails
+from tests.guest.test_agent_files_transfer import get, put, put_done, put_fails
 
 NOT_PERMITTED, FAILED = -32003, -32005
 NOBODY = 65534
@@ -127,6 +128,30 @@ def test_a_new_fifo_or_link_that_is_swapped_changes_nothing_else(agent: AgentPro
 
 
 # Edges of file systems
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A directory of a file system that knows every time that there is."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+@pytest.mark.parametrize("moment_s", [-(2**31), -1, 2**33, 16_000_000_000])
+def test_times_of_long_ago_and_far_ahead(agent: AgentProcess, memory: Path, moment_s: int) -> None:
+    path = memory / "file"
+    path.write_text("x")
+    os.utime(path, (moment_s, moment_s))
+    if path.stat().st_mtime != moment_s:
+        pytest.skip("this file system has no such time")
+    entries, result = get(agent, path)
+    assert result["changed"] == []
+    told = entries[""].line["mtime_ns"]
+    assert told == min(moment_s * 10**9, 2**63 - 1)
+    assert agent.result("file_stat", path=str(path))["mtime_ns"] == told
+    sent = treeform.encode_file("", b"x", mtime_ns=told) + treeform.encode_end(1, 1)
+    put_done(agent, memory / "copy", sent)
+    assert (memory / "copy").stat().st_mtime_ns == told
 
 
 @as_root

@@ -182,9 +182,9 @@ def _stat(call: "Call", path: bytes, follow: bool) -> "Work":
             "links": seen.st_nlink,
             "inode": str(seen.st_ino),
             "device": "%d:%d" % (os.major(seen.st_dev), os.minor(seen.st_dev)),
-            "mtime_ns": seen.st_mtime_ns,
-            "atime_ns": seen.st_atime_ns,
-            "ctime_ns": seen.st_ctime_ns,
+            "mtime_ns": files.clamp_time(seen.st_mtime_ns),
+            "atime_ns": files.clamp_time(seen.st_atime_ns),
+            "ctime_ns": files.clamp_time(seen.st_ctime_ns),
         }
         if stat.S_ISLNK(seen.st_mode):
             files.add_text(answer, "target", os.readlink(place.name, dir_fd=place.dir_fd))
@@ -252,7 +252,7 @@ def _describe(policy: "Any", fd: int, name: bytes) -> "dict[str, Any]":
     entry["type"] = files.describe_type(seen.st_mode)
     entry["size"] = seen.st_size
     entry["mode"] = seen.st_mode & 0o7777
-    entry["mtime_ns"] = seen.st_mtime_ns
+    entry["mtime_ns"] = files.clamp_time(seen.st_mtime_ns)
     return entry
 
 
