@@ -78,8 +78,7 @@ class FileWriter(Sink):
             mode = 0o644
             if before is not None:
                 mode = before.st_mode & 0o7777
-                if os.geteuid() == 0:
-                    os.fchown(fd, before.st_uid, before.st_gid)
+                files.keep_owner(fd, before)
             os.fchmod(fd, params.get("mode", mode))
             if params.get("durable"):
                 yield files.NeedSync(fd)

@@ -333,8 +333,8 @@ class TreeWriter(Sink):
             os.ftruncate(fd, offset)
         yield from self._write_content(fd, offset, crc)
         before = hidden.before
-        if before is not None and not self._owner and os.geteuid() == 0:
-            os.fchown(fd, before.st_uid, before.st_gid)
+        if before is not None and not self._owner:
+            files.keep_owner(fd, before)
         self._finish(entry, fd)
         if self._durable:
             yield files.NeedSync(fd)

@@ -127,6 +127,22 @@ def test_a_new_fifo_or_link_that_is_swapped_changes_nothing_else(agent: AgentPro
     assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (before.st_mode, before.st_uid, before.st_mtime_ns)
 
 
+@as_root
+@pytest.mark.parametrize("method", ["file_write", "file_put"])
+def test_a_file_is_replaced_where_owners_may_not_be_changed(tmp_path: Path, method: str) -> None:
+    """As in the profile `strict`, whose filter refuses every change of an owner."""
+    agent = AgentProcess(tmp_path, start=str(Path(__file__).parent / "without_chown.py"))
+    agent.hello()
+    path = tmp_path / "file"
+    path.write_text("old")
+    if method == "file_write":
+        agent.result("file_write", path=str(path), text="new")
+    else:
+        put_done(agent, path, treeform.encode_file("", b"new") + treeform.encode_end(1, 3))
+    assert path.read_text() == "new"
+    assert agent.close() == 0
+
+
 # Edges of file systems
 
 
