@@ -47,12 +47,15 @@ class FileWriter(Sink):
     def _write_in_place(self) -> "Generator[Any, Any, int]":
         params = self._params
         flags = os.O_WRONLY | (os.O_APPEND if params.get("append") else 0)
-        if params.get("exclusive"):
-            flags |= os.O_CREAT | os.O_EXCL
-        elif params.get("create", True):
-            flags |= os.O_CREAT
-        new = self._place.find_stat() is None
-        fd = self._place.open_file(flags)
+        exclusive = params.get("exclusive", False)
+        new = exclusive or (params.get("create", True) and self._place.find_stat() is None)
+        try:
+            fd = self._place.open_file(flags | os.O_CREAT | os.O_EXCL if new else flags)
+        except FileExistsError:
+            if exclusive:
+                raise
+            new = False  # it has come meanwhile, so its mode is not for us to change
+            fd = self._place.open_file(flags)
         try:
             if new or "mode" in params:
                 os.fchmod(fd, params.get("mode", 0o644))

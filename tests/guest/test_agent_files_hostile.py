@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from guest.agent import dispatch, sshkeys, usertables
+from guest.agent import dispatch, pathpolicy, sshkeys, usertables
+from guest.agent.filewriter import FileWriter
 from tests.guest import treeform
 from tests.guest.agentprocess import AgentProcess, Json
 from tests.guest.test_agent_files_transfer import get, put, put_done, put_fails
@@ -125,6 +126,29 @@ def test_a_new_fifo_or_link_that_is_swapped_changes_nothing_else(agent: AgentPro
         put(agent, theirs, sent, owner=bool(owner))
     after = victim.stat()
     assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (before.st_mode, before.st_uid, before.st_mtime_ns)
+
+
+def test_a_file_that_appears_before_it_is_made_keeps_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To append, a file is made where there is none; one that comes in between may be a second name of another one."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    victim.chmod(0o600)
+    place = pathpolicy.Policy(None, None, []).find(os.fsencode(tmp_path / "log"), pathpolicy.WRITE)
+    find = pathpolicy.Place.find_stat
+
+    def find_then_lose(self: pathpolicy.Place) -> os.stat_result | None:
+        found = find(self)
+        if found is None:
+            (tmp_path / "log").hardlink_to(victim)
+        return found
+
+    monkeypatch.setattr(pathpolicy.Place, "find_stat", find_then_lose)
+    writer = FileWriter(place, {"append": True}, 0)
+    work = writer.run()
+    next(work)
+    with pytest.raises(StopIteration):
+        work.throw(EOFError())
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
 
 
 @as_root
