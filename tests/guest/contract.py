@@ -11,7 +11,6 @@ from control.paths import SCHEMAS
 from control.wire.schema import explain
 
 INDEX = json.loads((SCHEMAS / "index.json").read_text())
-_ANY = object()
 
 Json = dict[str, Any]
 
@@ -20,7 +19,7 @@ class Contract:
     """What was asked and what runs, as far as it must be known to tell which schema an answer or an end has."""
 
     def __init__(self) -> None:
-        self._asked: dict[object, object] = {}
+        self._asked: dict[object, Json | None] = {}
         self._jobs: dict[int, str] = {}
 
     def sent(self, data: bytes) -> None:
@@ -29,14 +28,16 @@ class Contract:
             if line[:1] not in (b"{", b"["):
                 continue
             try:
-                value = json.loads(line)
+                # A path that is no UTF-8 goes as halves of surrogate pairs, which no schema library takes.
+                text = json.dumps(json.loads(line), ensure_ascii=False)
+                value = json.loads(text.encode("utf-8", "replace"))
             except (ValueError, RecursionError):
                 continue
             for request in value if isinstance(value, list) else [value]:
                 if isinstance(request, dict) and isinstance(request.get("id"), str | int):
-                    method, id_ = request.get("method"), request["id"]
+                    id_ = request["id"]
                     # Which of two requests with one id is answered, nobody can say.
-                    self._asked[id_] = method if id_ not in self._asked else _ANY
+                    self._asked[id_] = request if id_ not in self._asked else None
 
     def received(self, value: Any) -> None:
         """Fails when this line of the agent, decoded, is not what the schemas say."""
@@ -48,9 +49,10 @@ class Contract:
                 self._take_answer(part)
 
     def _take_answer(self, answer: Json) -> None:
-        method = self._asked.pop(answer["id"], _ANY)
-        if "result" in answer and isinstance(method, str):
-            result = answer["result"]
+        request = self._asked.pop(answer["id"], None)
+        if "result" in answer and request is not None:
+            method, result = request["method"], answer["result"]
+            check(f"agent/{method}.params", request.get("params") or {})  # it took them, so they fit
             check(f"agent/{method}.result", result)
             if "done" in INDEX["methods"][method] and "job" in result:
                 self._jobs[result["job"]] = method

