@@ -177,7 +177,7 @@ class Hidden:
 
 
 def keep_owner(fd: int, before: "os.stat_result") -> None:
-    """Gives a file the owner of the one it replaces. Asked of the kernel only where it differs: it may refuse even root."""
+    """Gives a file the owner of the one it replaces; asked only where it differs, even root may be refused."""
     seen = os.fstat(fd)
     if os.geteuid() == 0 and (seen.st_uid, seen.st_gid) != (before.st_uid, before.st_gid):
         os.fchown(fd, before.st_uid, before.st_gid)
