@@ -274,7 +274,7 @@ class Watcher:
 def _load_libc() -> "Any":
     try:
         import ctypes
-    except ImportError:
+    except (ImportError, MemoryError):  # the latter where nothing may be both written and executed
         text = "watching files needs Python's ctypes, which this guest has not"
         raise dispatch.CallError(dispatch.NOT_SUPPORTED, text) from None
     return ctypes.CDLL(None, use_errno=True)
