@@ -357,19 +357,24 @@ class AgentClient:
         self._hello = None
         self._fail_all(why)
 
-    def shake_hands(self) -> None:
+    def shake_hands(self, *, resumed: bool = False) -> None:
         """See to it that there is a session with the agent that is there now.
 
         Call it when the port was opened, and when the guest runs again: it may be another agent, or the same one put
         back into an earlier session by a snapshot. A question that waits in the port already is not asked again.
         On a channel that has ended nothing happens: `serve` comes to its end, and that is told to who waits.
+
+        Args:
+            resumed: The guest stood still: what it had taken before that may be undone, so a question is asked again.
         """
         if self._outbox.ended:
             return
         if self.ready.is_set():
-            if self._check is None or self._check.done():
+            if resumed and self._check is not None:
+                self._check.cancel()
+            if resumed or self._check is None or self._check.done():
                 self._check = asyncio.create_task(self._compare_session())
-        elif self._hello is None or self._hello.done():
+        elif resumed or self._hello is None or self._hello.done():
             self._begin_session("the guest agent was restarted")
 
     async def _compare_session(self) -> None:

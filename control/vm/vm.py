@@ -118,6 +118,7 @@ class VM:
         self._monitor: Monitor | None = None
         self._console: ConsoleChannel | None = None
         self._agent: AgentClient | None = None
+        self._stood_still = False  # since it last began to run
         self._traffic: Traffic | None = None
         self._keeper: Keeper | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -348,11 +349,15 @@ class VM:
                 self._fail(self.watch.panic_error())
             case "VSERPORT_CHANGE" if self._agent is not None and event.data.get("id") == "agent":
                 self._take_port_change(self._agent, opened=bool(event.data.get("open")))
-            case "STOP" if self._state is State.RUNNING:
-                await self._judge_stop(monitor)
+            case "STOP":
+                self._stood_still = True
+                if self._state is State.RUNNING:
+                    await self._judge_stop(monitor)
             case "RESUME":
                 if self._agent is not None:
-                    self._agent.shake_hands()  # a snapshot may have been restored while the guest stood still
+                    # A snapshot may have been restored while the guest stood still.
+                    self._agent.shake_hands(resumed=self._stood_still)
+                self._stood_still = False
                 if self._state is State.PAUSED:
                     self._enter(State.RUNNING)
 

@@ -28,6 +28,25 @@ async def test_a_job_is_ended_whose_caller_goes_in_the_moment_of_its_answer(monk
         assert (told["method"], told["params"]) == ("job_cancel", {"job": 7})
 
 
+async def test_a_handshake_that_a_snapshot_undid_is_made_again() -> None:
+    async with open_desk(ready=False) as desk:
+        first = await desk.peer.read()
+        desk.client.shake_hands(resumed=True)
+        assert first["params"]["session"] != await desk.peer.shake_hands()
+        await desk.client.wait_until_ready(5)
+
+
+async def test_a_comparison_that_a_snapshot_undid_is_made_again() -> None:
+    async with open_desk() as desk:
+        desk.client.shake_hands(resumed=True)
+        assert (await desk.peer.read())["method"] == "get_agent_info"
+        desk.client.shake_hands(resumed=True)
+        while (asked := await desk.peer.read())["method"] == "cancel":
+            pass
+        await desk.peer.answer(asked, {"session": "of an earlier life"})
+        await desk.peer.shake_hands()
+
+
 async def test_an_answer_that_came_in_time_counts_although_this_host_looks_late() -> None:
     async with open_desk() as desk:
         calling = asyncio.create_task(desk.client.call("ping", timeout_s=0.3))
