@@ -3,6 +3,8 @@
 A file with a fault stops the agent with one clear line: a wrong setting is never quietly replaced by a default.
 """
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,15 +150,23 @@ def find_fault(key: str, value: object) -> "str | None":
     return KEYS[key][1](value)
 
 
+def _check_owner(path: str, seen: "os.stat_result") -> None:
+    """Refuses rules that somebody else could change: they would be nobody's rules."""
+    by_others = seen.st_mode & 0o002 or (seen.st_mode & 0o020 and seen.st_gid not in (0, os.getegid()))
+    if by_others or seen.st_uid not in (0, os.geteuid()):
+        raise ConfigError("%s can be changed by others than root and the user the agent runs as" % path)
+
+
 def load(path: str, required: bool = False) -> "dict[str, Any]":
     """Reads the file over the defaults; a file that is not there changes nothing unless it is `required`.
 
     Raises:
-        ConfigError: It cannot be read, is not an object of JSON, or a key or value is wrong.
+        ConfigError: It cannot be read, others may write it, it is not an object of JSON, or a key or value is wrong.
     """
     config = build_default()
     try:
         with open(path, "rb", 0) as file:
+            _check_owner(path, os.fstat(file.fileno()))
             data = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         if required:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,12 +81,31 @@ def test_the_documents_name_every_key() -> None:
 def test_a_bad_file_stops_the_agent_with_one_line(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content.encode("latin-1"))
+    assert words in run_with(path)
+
+
+@pytest.mark.parametrize("how", ["writable", "foreign"])
+def test_rules_that_others_could_change_stop_the_agent(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    if how == "writable":
+        path.chmod(0o646)
+    elif os.geteuid() == 0:
+        os.chown(path, 65534, 0)
+    else:
+        pytest.skip("only root gives files away: run as root")
+    assert "others" in run_with(path)
+
+
+def run_with(path: Path) -> str:
+    """The line with which an agent that is given this configuration ends."""
     argv = [sys.executable, "-I", "-S", "-B", str(AGENT / "__main__.py"), "--config", str(path), "--fd", "0"]
     argv += ["--console", "/dev/null"]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False)
     assert done.returncode == 2
     said = done.stderr.decode()
-    assert words in said and said.count("\n") == 1
+    assert said.count("\n") == 1
+    return said
 
 
 def test_the_host_cannot_change_the_rules(agent: AgentProcess) -> None:
