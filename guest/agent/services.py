@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _INIT_D = "/etc/init.d"
 _CHANGE_S = 60.0
 _STATUS_S = 5.0
+# systemd reads every unit's file for its list, which takes seconds where a machine is slow or has just begun.
+_LIST_S = 60.0
 _MAX_SERVICES = 256
 _MAX_LIST_BYTES = 1024 * 1024
 # Source: systemd.unit(5), description: the characters of a unit's name, at most 255 of them.
@@ -194,8 +196,10 @@ def carry_out(name: str, action: str, timeout_s: float) -> "Generator[Any, Any, 
 
 def _find_units() -> "Generator[Any, Any, dict[str, dict[str, Any]]]":
     plain = ["--type=service", "--all", "--plain", "--no-legend", "--no-pager"]
-    files = yield steps.Run(["systemctl", "list-unit-files", *plain], timeout_s=_STATUS_S, limit=_MAX_LIST_BYTES)
-    units = yield steps.Run(["systemctl", "list-units", "--full", *plain], timeout_s=_STATUS_S, limit=_MAX_LIST_BYTES)
+    files = yield steps.Run(["systemctl", "list-unit-files", *plain], timeout_s=_LIST_S, limit=_MAX_LIST_BYTES)
+    steps.check_success(files, "systemctl list-unit-files")
+    units = yield steps.Run(["systemctl", "list-units", "--full", *plain], timeout_s=_LIST_S, limit=_MAX_LIST_BYTES)
+    steps.check_success(units, "systemctl list-units")
     found = {}
     for words in _split_lines(files, 2):
         # A template (name@.service) can only be started under a name of its own.

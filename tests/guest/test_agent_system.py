@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from guest.agent import dispatch, process, services
 from tests.guest.agentprocess import AgentProcess, wait_until
 
 
@@ -188,3 +189,14 @@ def test_events_of_the_guest(agent: AgentProcess) -> None:
     assert agent.wait_for_message(type="error")["data"]["details"]["code"] == "bad-message"
     # A shutdown is told once, whoever notices it.
     assert agent.wait_for_message(type="status")["data"]["message"] == "service a failed"
+
+
+def test_a_list_of_services_that_did_not_come_is_an_error() -> None:
+    """systemd takes seconds for it on a slow machine; half a list, or an empty one, would look like the truth."""
+    for answered in (0, 1):
+        work = services._find_units()
+        next(work)
+        for _ in range(answered):
+            work.send(process.Result(0, b"a.service enabled\n", b"", False, False, 1.0))
+        with pytest.raises(dispatch.CallError):
+            work.send(process.Result(9, b"", b"", False, True, 60.0))
