@@ -47,7 +47,7 @@ class Copied:
         entries: Files, directories, links and FIFOs.
         content_bytes: Bytes of content that went over the wire; holes are not among them.
         skipped: Sockets and devices, which are not copied.
-        changed: Files that changed while they were read, the first hundred; each arrived as it was read.
+        changed: Paths of files that changed while they were read, the first hundred; each arrived as it was read.
     """
 
     entries: int = 0
@@ -132,7 +132,9 @@ def pack_tree(
 
 
 def _describe(path: str, found: os.stat_result, owner: bool) -> dict[str, Any]:
-    head: dict[str, Any] = {"path": path, "mode": stat.S_IMODE(found.st_mode), "mtime_ns": found.st_mtime_ns}
+    # A file system may know years after 2262, which 64 bits do not.
+    mtime_ns = max(-(2**63), min(found.st_mtime_ns, 2**63 - 1))
+    head: dict[str, Any] = {"path": path, "mode": stat.S_IMODE(found.st_mode), "mtime_ns": mtime_ns}
     return head | {"uid": found.st_uid, "gid": found.st_gid} if owner else head
 
 
@@ -163,12 +165,13 @@ def _pack_file(where: str, head: dict[str, Any], copied: Copied, offset: int, cr
                 position += len(data)
                 copied.content_bytes += len(data)
             if position < end:
-                break  # it has become shorter
+                break  # it has become shorter, or had no size
         else:
             position = seen.st_size
         yield _PIECE.pack(position, 0) + _CRC.pack(crc)
         after = os.fstat(fd)
-        if (after.st_mtime_ns, after.st_size, position) != (seen.st_mtime_ns, seen.st_size, seen.st_size):
+        size = seen.st_size or position
+        if (after.st_mtime_ns, after.st_size, position) != (seen.st_mtime_ns, seen.st_size, size):
             copied.changed += [where][: CHANGED_LIMIT - len(copied.changed)]
     finally:
         os.close(fd)
@@ -177,6 +180,8 @@ def _pack_file(where: str, head: dict[str, Any], copied: Copied, offset: int, cr
 def _find_data(fd: int, offset: int, seen: os.stat_result) -> Iterator[tuple[int, int]]:
     """Yield where content is, from `offset` on, without the holes between."""
     size = seen.st_size
+    if not size:
+        yield offset, OFFSET_LIMIT  # the kernel's files in /proc have content and say that they have none
     while offset < size:
         start, end = offset, size
         if seen.st_blocks * 512 < size:

@@ -1,0 +1,51 @@
+"""Trees of files on this host: a guest that lies costs little, and what was planted here is not written to."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from control.agent.trees import Copied, TreeWriter, pack_tree
+from tests.guest import treeform
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A directory of a file system that knows every time that there is."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+def unpack(parent: Path, sent: bytes, *, resume: bool = False) -> Copied:
+    writer = TreeWriter(parent, "copy", resume=resume)
+    try:
+        if resume:
+            writer.find_resumable()
+        writer.feed(sent)
+        return writer.finish()
+    finally:
+        writer.close()
+
+
+def test_a_time_after_2262_can_be_copied(memory: Path) -> None:
+    path = memory / "file"
+    path.write_text("x")
+    os.utime(path, (2**34, 2**34))
+    sent = b"".join(bytes(piece) for piece in pack_tree(path, Copied()))
+    entries, _ = treeform.decode_tree(sent)
+    assert entries[""].line["mtime_ns"] == 2**63 - 1
+    unpack(memory, sent)
+    assert (memory / "copy").stat().st_mtime_ns == 2**63 - 1
+
+
+def test_files_of_the_kernel_are_read_to_their_end() -> None:
+    """They say that they have no bytes."""
+    copied = Copied()
+    sent = b"".join(bytes(piece) for piece in pack_tree(Path("/proc/version"), copied))
+    entries, _ = treeform.decode_tree(sent)
+    assert entries[""].content == Path("/proc/version").read_bytes()
+    assert copied.changed == []
