@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -328,6 +329,7 @@ class TreeWriter:
         self._view = memoryview(self._data)
         self._at = 0
         self._stack: list[_Directory] = []
+        # Of each path only a digest: there may be a million, and each may have 16 KiB.
         self._files: set[bytes] = set()
         self._part = _Part()
         self._complete = False
@@ -465,7 +467,7 @@ class TreeWriter:
             self._make(entry)
         if entry.path:
             self._part.commit()
-            self._files.add(entry.path)
+            self._files.add(_digest(entry.path))
 
     def _enter(self, entry: Entry, directory: int, name: bytes) -> None:
         if len(self._stack) >= DEPTH_LIMIT:
@@ -551,7 +553,7 @@ class TreeWriter:
         os.utime(part.name, ns=times, dir_fd=part.directory, follow_symlinks=False)
 
     def _link(self, entry: Entry) -> None:
-        if entry.target not in self._files:
+        if _digest(entry.target) not in self._files:
             raise _lie("a hard link to no earlier file")
         *above, name = entry.target.split(b"/")
         fd = os.dup(self._stack[0].fd)
@@ -630,6 +632,10 @@ class _Part:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _digest(path: bytes) -> bytes:
+    return hashlib.blake2b(path, digest_size=16).digest()
 
 
 def _write_all(fd: int, data: memoryview, position: int) -> None:

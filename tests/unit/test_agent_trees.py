@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,28 @@ def unpack(parent: Path, sent: bytes, *, resume: bool = False) -> Copied:
         return writer.finish()
     finally:
         writer.close()
+
+
+def test_long_paths_cost_no_memory(memory: Path) -> None:
+    sent = treeform.encode_entry("", "directory")
+    path = ""
+    for _ in range(40):
+        path = f"{path}/{'d' * 250}".lstrip("/")
+        sent += treeform.encode_entry(path, "directory")
+    for number in range(1000):
+        sent += treeform.encode_file(f"{path}/{number}", b"")
+    sent += treeform.encode_end(1041, 0)
+    tracemalloc.start()
+    try:
+        writer = TreeWriter(memory, "copy")
+        before = tracemalloc.get_traced_memory()[0]
+        writer.feed(sent)
+        kept = tracemalloc.get_traced_memory()[0] - before
+        assert writer.finish().entries == 1041
+        writer.close()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000, f"{kept} bytes are kept of 1000 files"
 
 
 def test_a_time_after_2262_can_be_copied(memory: Path) -> None:
