@@ -599,9 +599,12 @@ class _Part:
     def open(self, directory: int, final: bytes, *, kept: bool) -> None:
         self.name_it(directory, final, kept=kept)
         self.fd = os.open(self.name, _OPEN_PART | (0 if kept else os.O_EXCL), 0o600, dir_fd=directory)
+        found = os.fstat(self.fd)
+        # Anybody can tell the name of a kept part. Whoever made it may have it open; it may be another file's second name.
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
+            self._close()
+            raise _in_the_way(self.name, "is not the part of an earlier copy")
         self.made = True
-        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            raise _in_the_way(self.name, "is no file")
         fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two copies into one file would spoil each other
 
     def make_file(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from control.agent.trees import Copied, TreeWriter, pack_tree
+from control.errors import TransferError
 from tests.guest import treeform
 
 
@@ -52,6 +53,15 @@ def test_long_paths_cost_no_memory(memory: Path) -> None:
     finally:
         tracemalloc.stop()
     assert kept < 1_000_000, f"{kept} bytes are kept of 1000 files"
+
+
+def test_a_planted_part_is_not_gone_on_with(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".copy.unhinged-part").hardlink_to(victim)
+    with pytest.raises(TransferError, match="not the part of an earlier copy"):
+        unpack(tmp_path, treeform.encode_file("", b"new") + treeform.encode_end(1, 3), resume=True)
+    assert victim.read_text() == "precious" and not (tmp_path / "copy").exists()
 
 
 def test_a_time_after_2262_can_be_copied(memory: Path) -> None:
