@@ -20,6 +20,7 @@ from control.agent.contract import check_notification, check_result, prepare_job
 from control.agent.frames import LINE_MARK
 from control.agent.jobs import Job, build_call_error
 from control.agent.lines import LineDecoder
+from control.agent.notices import Notices
 from control.agent.patience import TimeLimit
 from control.agent.streams import Streams
 from control.errors import AgentCallError, AgentProtocolError, ControlError, WaitTimeout
@@ -43,8 +44,8 @@ ABANDONED_LIMIT = 1024
 NO_SUCH_METHOD = -32601
 
 Notification = Callable[[str, object], Awaitable[None]]
-"""Told of the guest's `message`s, one at a time: while it is busy the guest has to wait. What they hold is not checked
-yet; `control.wire.message.read_envelope` does that."""
+"""Told of the guest's `message`s, one at a time; when many wait for it the guest has to wait. It may ask the guest
+something itself. What they hold is not checked yet; `control.wire.message.read_envelope` does that."""
 
 
 @dataclass
@@ -93,7 +94,7 @@ class AgentClient:
         self._connection = connection
         self._bulk = bulk
         self._may_lose = may_lose
-        self._on_notification = on_notification
+        self._notices = Notices(on_notification)
         self._outbox = Outbox(connection)
         self._bulk_outbox = self._outbox if bulk is None else Outbox(bulk)
         self._streams = Streams(
@@ -140,14 +141,20 @@ class AgentClient:
         others = [asyncio.create_task(self._serve_bulk(self._bulk))] if self._bulk is not None else []
         if self._may_lose:
             others.append(asyncio.create_task(self._ask_again()))
+        telling = asyncio.create_task(self._notices.run())
+        receiving = asyncio.create_task(self._receive())
+        others += [telling, receiving]
         try:
             self._begin_session("the host began anew")
-            receiver = Receiver(self._connection)
-            while chunk := await receiver.receive():
-                for line in self._lines.feed(bytes(chunk)):
-                    await self._take_line(line)
-        except OSError as error:
-            LOG.debug("agent channel: %s", error)
+            await asyncio.wait((telling, receiving), return_when=asyncio.FIRST_COMPLETED)
+            self._end()
+            if not telling.done():
+                last_words = asyncio.create_task(self._notices.drain())
+                others.append(last_words)
+                await asyncio.wait((telling, last_words), return_when=asyncio.FIRST_COMPLETED)
+            for task in (telling, receiving):
+                if task.done():
+                    task.result()
         finally:
             self._end()
             if self._check is not None:
@@ -155,6 +162,15 @@ class AgentClient:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+
+    async def _receive(self) -> None:
+        receiver = Receiver(self._connection)
+        try:
+            while chunk := await receiver.receive():
+                for line in self._lines.feed(bytes(chunk)):
+                    await self._take_line(line)
+        except OSError as error:
+            LOG.debug("agent channel: %s", error)
 
     async def _serve_bulk(self, bulk: Connection) -> None:
         receiver = Receiver(bulk)
@@ -499,17 +515,17 @@ class AgentClient:
                 self._take_answer(answer)
         elif isinstance(value, dict) and isinstance(value.get("method"), str) and "id" not in value:
             if value.get("jsonrpc") == "2.0":
-                await self._take_notification(value["method"], value.get("params"))
+                await self._take_notification(value["method"], value.get("params"), len(line))
             else:
                 self._useless += 1
         else:
             self._take_answer(value)
 
-    async def _take_notification(self, method: str, params: object) -> None:
+    async def _take_notification(self, method: str, params: object, size: int) -> None:
         if method == "message":
             if self._may_lose and _says_ready(params) and self.ready.is_set():
                 self._begin_session("the guest agent was restarted")
-            await self._on_notification(method, params)
+            await self._notices.put(method, params, size)
         elif method == "bulk_broken":
             self._take_bulk_broken(params)
         else:

@@ -32,10 +32,10 @@ class TimeLimit:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        return await self._timeout.__aexit__(kind, error, trace)
+        await self._timeout.__aexit__(kind, error, trace)
 
     def _strike_at(self, when: float, strike: Callable[[float], None]) -> None:
         self._timer = asyncio.get_running_loop().call_at(when, strike, when)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 
 import pytest
 
+from control.agent.client import AgentClient, serve_agent
 from control.agent.connection import Receiver
-from tests.unit.test_agent_client import open_desk
+from tests.unit.test_agent_client import Peer, open_desk
 
 
 async def test_a_job_is_ended_whose_caller_goes_in_the_moment_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,3 +100,55 @@ async def test_a_guest_that_always_has_a_little_to_say_is_not_all_this_host_hear
     assert time.monotonic() - began < 1
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
+
+
+async def test_who_listens_to_the_guest_may_ask_it_something() -> None:
+    answered = asyncio.Event()
+
+    async def ask(_method: str, _params: object) -> None:
+        await client.call("ping", timeout_s=2)
+        answered.set()
+
+    ours, theirs = socket.socketpair()
+    client, peer = AgentClient(ours, ask), Peer(theirs)
+    async with serve_agent(client), asyncio.timeout(10):
+        await peer.shake_hands()
+        await peer.send({"jsonrpc": "2.0", "method": "message", "params": {}})
+        await peer.answer(await peer.read(), {})
+        await answered.wait()
+    theirs.close()
+
+
+async def test_what_a_listener_raises_ends_the_service_at_once() -> None:
+    async def fail(_method: str, _params: object) -> None:
+        raise BrokenPipeError
+
+    ours, theirs = socket.socketpair()
+    client, peer = AgentClient(ours, fail), Peer(theirs)
+    serving = asyncio.create_task(client.serve())
+    await peer.shake_hands()
+    await peer.send({"jsonrpc": "2.0", "method": "message", "params": {}})
+    async with asyncio.timeout(5):
+        with pytest.raises(BrokenPipeError):
+            await serving
+    client.close()
+    theirs.close()
+
+
+async def test_the_last_words_of_a_guest_are_heard() -> None:
+    heard: list[object] = []
+
+    async def take(_method: str, params: object) -> None:
+        await asyncio.sleep(0.001)
+        heard.append(params)
+
+    ours, theirs = socket.socketpair()
+    client, peer = AgentClient(ours, take), Peer(theirs)
+    serving = asyncio.create_task(client.serve())
+    await peer.shake_hands()
+    await peer.send(*({"jsonrpc": "2.0", "method": "message", "params": number} for number in range(100)))
+    theirs.close()
+    async with asyncio.timeout(5):
+        await serving
+    assert heard == list(range(100))
+    client.close()
