@@ -600,7 +600,7 @@ class _Part:
         self.name_it(directory, final, kept=kept)
         self.fd = os.open(self.name, _OPEN_PART | (0 if kept else os.O_EXCL), 0o600, dir_fd=directory)
         found = os.fstat(self.fd)
-        # Anybody can tell the name of a kept part. Whoever made it may have it open; it may be another file's second name.
+        # Anybody can tell the name of a kept part. Its maker may have it open; it may be another file's second name.
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
             self._close()
             raise _in_the_way(self.name, "is not the part of an earlier copy")
