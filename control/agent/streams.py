@@ -55,11 +55,10 @@ class _End:
             self._waiter.set_result(None)
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        if self._waiter is None or self._waiter.done():
+            self._waiter = asyncio.get_running_loop().create_future()
+        # Several may wait: the one that gives up must not take the others' word along.
+        await asyncio.shield(self._waiter)
 
 
 class Incoming(_End):

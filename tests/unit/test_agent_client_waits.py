@@ -152,3 +152,15 @@ async def test_the_last_words_of_a_guest_are_heard() -> None:
         await serving
     assert heard == list(range(100))
     client.close()
+
+
+async def test_two_may_wait_for_the_same_stream_to_be_taken() -> None:
+    async with open_desk() as desk:
+        stream = desk.client.streams.open_outgoing()
+        stream.write(bytes(1000))
+        waiting = [asyncio.create_task(stream.drain(0)) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting.pop().cancel()
+        stream.open()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*waiting)
