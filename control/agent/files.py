@@ -235,12 +235,13 @@ async def _get_one(
 ) -> Copied:
     writer = open_writer()
     try:
-        stream = client.streams.open_incoming()
-        params: dict[str, Any] = {"path": source, "stream": stream.number}
+        params: dict[str, Any] = {"path": source}
         if owner:
             params["owner"] = True
         if resume:
             params["offset"], params["crc32"] = await in_thread(writer.find_resumable)
+        stream = client.streams.open_incoming()
+        params["stream"] = stream.number
         job = await _begin(client, "file_get", params, stream)
         try:
             stream.widen()

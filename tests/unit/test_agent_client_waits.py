@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
 from control.agent.client import AgentClient, serve_agent
 from control.agent.connection import Receiver
+from control.agent.files import _get_one
+from control.agent.trees import TreeWriter
+from control.errors import TransferError
 from tests.unit.test_agent_client import Peer, open_desk
 
 
@@ -164,3 +168,16 @@ async def test_two_may_wait_for_the_same_stream_to_be_taken() -> None:
         stream.open()
         async with asyncio.timeout(5):
             await asyncio.gather(*waiting)
+
+
+async def test_a_copy_that_cannot_be_resumed_holds_no_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_writer: TreeWriter) -> None:
+        raise TransferError("it cannot be read", path="x")
+
+    monkeypatch.setattr(TreeWriter, "find_resumable", fail)
+    async with open_desk() as desk:
+        with pytest.raises(TransferError):
+            await _get_one(
+                desk.client, "/x", lambda: TreeWriter(tmp_path, "x"), resume=True, owner=False, progress=None
+            )
+        assert not desk.client.streams._open
