@@ -253,9 +253,9 @@ class Execution(Child):
 
     def hang_up(self) -> None:
         """Nobody is there any more: tells the program so, and kills what is left of it a little later."""
-        self._signal_all(_signal.SIGHUP)
-        self._signal_all(_signal.SIGCONT)  # a program that is stopped would not hear of it
         self._hung_up = True
+        self._tell_all(_signal.SIGHUP)
+        self._tell_all(_signal.SIGCONT)  # a program that is stopped would not hear of it
         self._close_terminal()
         self._loop.later(_HANGUP_S, self._kill_rest)
 
@@ -353,10 +353,17 @@ class Execution(Child):
         self._done(Result(self.status or 0, b"", b"", False, self.timed_out, self.seconds))
 
     def _kill_rest(self) -> None:
-        self.kill()
+        self._tell_all(_signal.SIGKILL)
         self._hung_up = False
         if self._finished:
             self.release()
+
+    def _tell_all(self, number: int) -> None:
+        try:
+            self._signal_all(number)
+        except PermissionError:
+            # It has become another user's, as with sudo. What else belongs to the session has to end all the same.
+            pass
 
     def _signal_all(self, number: int) -> None:
         if self._finished and not self._hung_up:
