@@ -8,11 +8,14 @@ Source: QEMU's own `-help` and manual (system/invocation), version 7.2.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from control.paths import InstanceFiles
-from control.spec.vm_spec import DirectBoot, Disk, DiskBoot, IsoBoot, Share, VMSpec
+from control.spec.network import Forward, Network
+from control.spec.vm_spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 from control.units import MIB
 
 AGENT_PORT = "org.unhinged.agent.0"
@@ -31,8 +34,14 @@ _CPU_MODELS = {
 Rows = list[tuple[str, ...]]
 
 
-def build_argv(spec: VMSpec, files: InstanceFiles) -> tuple[str, ...]:
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+"""System calls that a virtual machine does not need are a way out for a hostile guest."""
+
+
+def build_argv(spec: Spec, files: InstanceFiles) -> tuple[str, ...]:
     """Return the command line that starts `spec` paused (`-S`), with its sockets and logs at `files`."""
+    if isinstance(spec, RawSpec):
+        return _build_raw_argv(spec, files)
     rows: Rows = [
         ("-name", f"guest={_escape(spec.name)}"),
         *_machine(spec, files),
@@ -43,11 +52,37 @@ def build_argv(spec: VMSpec, files: InstanceFiles) -> tuple[str, ...]:
         ("-device", _json(driver="virtio-rng-pci")),
         *_boot(spec),
         *_disks(spec),
-        *_network(spec),
-        *_display(spec),
+        *_networks(spec),
+        *_display(spec.display),
         *(_share(spec.share) if spec.share else []),
     ]
     return (spec.qemu, *(word for row in rows for word in row), *spec.extra_args)
+
+
+def _build_raw_argv(spec: RawSpec, files: InstanceFiles) -> tuple[str, ...]:
+    """The user's words first, what is added behind them: the last of two values holds where QEMU takes only one."""
+    rows: Rows = []
+    if not {"-name", "--name"} & set(spec.words):
+        rows.append(("-name", f"guest={_escape(spec.name)}"))
+    if spec.machine is not None:
+        rows.append(("-machine", spec.machine))
+    if spec.accelerator is not None:
+        rows.append(("-accel", spec.accelerator))
+    if spec.memory_bytes is not None:
+        rows.append(("-m", f"{spec.memory_bytes // MIB}M"))
+    if spec.cpus is not None:
+        rows.append(("-smp", str(spec.cpus)))
+    if spec.sandbox:
+        rows.append(("-sandbox", _SANDBOX))
+    rows += [*_life_signs(files), *_serial(files)]
+    if spec.agent:
+        rows += [_ports(), *_agent(spec, files)]
+    rows += _networks(spec)
+    if spec.display is not None:
+        rows += _display(spec.display)
+    if spec.share is not None:
+        rows += _share(spec.share)
+    return (spec.qemu, *spec.words, *(word for row in rows for word in row))
 
 
 def _machine(spec: VMSpec, files: InstanceFiles) -> Rows:
@@ -71,8 +106,7 @@ def _machine(spec: VMSpec, files: InstanceFiles) -> Rows:
         ("-smp", str(spec.cpus)),
         ("-nodefaults",),
         ("-no-user-config",),
-        # System calls that a virtual machine does not need are a way out for a hostile guest.
-        ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *([("-sandbox", _SANDBOX)] if spec.sandbox else []),
         *rows,
         ("-device", "pvpanic"),
         # A guest that panics is kept as it is until its last words have been read.
@@ -92,12 +126,9 @@ def _life_signs(files: InstanceFiles) -> Rows:
 
 
 def _consoles(spec: VMSpec, files: InstanceFiles) -> Rows:
-    rows: Rows = [
-        ("-chardev", _socket("serial", files.serial_socket, log=files.serial_log)),
-        ("-serial", "chardev:serial"),
-    ]
+    rows = _serial(files)
     if spec.hvc0 or spec.agent:
-        rows.append(("-device", _json(driver="virtio-serial-pci", id="ports")))
+        rows.append(_ports())
     if spec.hvc0:
         rows += [
             ("-chardev", _socket("hvc0", files.hvc0_socket, log=files.hvc0_log)),
@@ -106,7 +137,18 @@ def _consoles(spec: VMSpec, files: InstanceFiles) -> Rows:
     return rows
 
 
-def _agent(spec: VMSpec, files: InstanceFiles) -> Rows:
+def _serial(files: InstanceFiles) -> Rows:
+    return [
+        ("-chardev", _socket("serial", files.serial_socket, log=files.serial_log)),
+        ("-serial", "chardev:serial"),
+    ]
+
+
+def _ports() -> tuple[str, ...]:
+    return ("-device", _json(driver="virtio-serial-pci", id="ports"))
+
+
+def _agent(spec: Spec, files: InstanceFiles) -> Rows:
     if not spec.agent:
         return []
     return [
@@ -179,18 +221,57 @@ def _ide_place(spec: VMSpec, number: int) -> dict[str, str | int]:
     return {"bus": f"ide.{number}", "unit": 0}
 
 
-def _network(spec: VMSpec) -> Rows:
-    if spec.network == "none":
-        return []
-    return [
-        ("-netdev", _json(type="user", id="net0", restrict=spec.network == "restricted")),
+def _networks(spec: Spec) -> Rows:
+    rows: Rows = []
+    for index, network in enumerate(network for network in spec.networks if network.kind != "none"):
         # No boot ROM: nothing here boots from the network, and loading it costs firmware time.
-        ("-device", _json(driver="virtio-net-pci", netdev="net0", romfile="")),
-    ]
+        device: dict[str, str | int] = {"driver": "virtio-net-pci", "netdev": f"net{index}", "romfile": ""}
+        if not network.forwards:
+            # On a network with others QEMU's own address, the same for each VM, would not do.
+            device["mac"] = _pick_mac(spec, index)
+        rows += [_netdev(f"net{index}", network, spec), ("-device", _json(**device))]
+    return rows
 
 
-def _display(spec: VMSpec) -> Rows:
-    return [("-display", "none"), *([("-device", "VGA")] if spec.display == "std" else [])]
+def _netdev(identifier: str, network: Network, spec: Spec) -> tuple[str, ...]:
+    """How QEMU reaches `network` (manual, `-netdev`)."""
+    about: dict[str, Any] = {"id": identifier}
+    match network.kind:
+        case "lan":
+            # Multicast on the loopback interface needs no rights and has no VM that must be there first.
+            about |= {"type": "socket", "mcast": _pick_group(spec.realm, network.name), "localaddr": "127.0.0.1"}
+        case "tap":
+            about |= {"type": "tap", "ifname": network.name, "script": "no", "downscript": "no"}
+        case "bridge":
+            about |= {"type": "bridge", "br": network.name}
+        case _:
+            about |= {"type": "user", "restrict": network.kind == "restricted"}
+            if spec.forwards:
+                about["hostfwd"] = [{"str": _forward(forward)} for forward in spec.forwards]
+    return ("-netdev", json.dumps(about))
+
+
+def _forward(forward: Forward) -> str:
+    return f"{forward.protocol}:{forward.address}:{forward.host}-:{forward.guest}"
+
+
+def _pick_group(realm: str, lan: str) -> str:
+    """A multicast address and port for a LAN, the same for all who name it, and hardly anybody else's.
+
+    Source: RFC 2365, section 6.2: 239.192.0.0/14 is for an organisation's own use.
+    """
+    digest = hashlib.sha256(f"{realm}\0{lan}".encode("utf-8", "surrogateescape")).digest()
+    return f"239.{192 + digest[0] % 4}.{digest[1]}.{digest[2]}:{20000 + int.from_bytes(digest[3:5]) % 10000}"
+
+
+def _pick_mac(spec: Spec, index: int) -> str:
+    """An address for a card that stays the same from start to start; 52:54:00 is QEMU's own prefix."""
+    digest = hashlib.sha256(f"{spec.realm}\0{spec.name}\0{index}".encode("utf-8", "surrogateescape")).hexdigest()
+    return f"52:54:00:{digest[:2]}:{digest[2:4]}:{digest[4:6]}"
+
+
+def _display(display: str) -> Rows:
+    return [("-display", "none"), *([("-device", "VGA")] if display == "std" else [])]
 
 
 def _share(share: Share) -> Rows:

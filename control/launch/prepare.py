@@ -17,6 +17,7 @@ from control.launch.options import LaunchOptions
 from control.paths import IMAGE, InstanceFiles, cache_directory
 from control.process.run import run
 from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, Share, VMSpec
+from control.spec.network import Network
 from control.spec.vm_spec import Boot
 from control.units import MIB, format_size
 
@@ -62,7 +63,7 @@ async def prepare(options: LaunchOptions, files: InstanceFiles, *, with_agent: b
         disks=disks,
         share=share,
         agent=with_agent,
-        network=cast(Literal["user", "restricted", "none"], options.network),
+        networks=(Network(cast(Literal["user", "restricted", "none"], options.network)),),
         display=cast(Literal["std", "none"], options.display),
         qemu=str(qemu),
         extra_args=options.qemu_args,

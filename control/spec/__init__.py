@@ -5,8 +5,10 @@ from control.spec.vm_spec import (
     Disk,
     DiskBoot,
     IsoBoot,
+    RawSpec,
     Share,
+    Spec,
     VMSpec,
 )
 
-__all__ = ["DirectBoot", "Disk", "DiskBoot", "IsoBoot", "Share", "VMSpec"]
+__all__ = ["DirectBoot", "Disk", "DiskBoot", "IsoBoot", "RawSpec", "Share", "Spec", "VMSpec"]

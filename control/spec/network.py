@@ -40,6 +40,11 @@ class Network:
     kind: NetworkKind
     name: str = ""
 
+    @property
+    def forwards(self) -> bool:
+        """Whether ports of the host can lead to the guest through it."""
+        return self.kind in ("user", "restricted")
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}" if self.name else self.kind
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from control.errors import ConfigError
+from control.spec.network import Forward, Network
 from control.units import MIB, TIB, format_size
 
 Accelerator = Literal["kvm", "tcg"]
@@ -88,9 +89,12 @@ class VMSpec:
         firmware: For booting from ISO or disk: `bios` is SeaBIOS, `uefi` is OVMF read from `ovmf`.
         agent: Whether the guest gets the virtio-serial port of the agent.
         hvc0: Whether the guest gets the second, fast console.
-        network: `user` is QEMU's user-mode network, through which the guest reaches whatever the host reaches, its
-            loopback included; `restricted` is the same cut off from everything; `none` is no card at all.
+        networks: A card for each. `user` is QEMU's user-mode network, through which the guest reaches whatever the host
+            reaches, its loopback included; `restricted` is the same cut off from everything but `forwards`.
+        forwards: Through the user-mode network; their ports have been picked.
+        realm: What tells a LAN, and the cards on it, from those of other configurations.
         display: `std` is a VGA card whose picture can be asked for; nothing is opened on the host.
+        sandbox: Whether QEMU refuses itself system calls that a virtual machine does not need.
         extra_args: Words appended to QEMU's command line as they are.
 
     Raises:
@@ -109,8 +113,11 @@ class VMSpec:
     share: Share | None = None
     agent: bool = True
     hvc0: bool = True
-    network: Literal["user", "restricted", "none"] = "user"
+    networks: tuple[Network, ...] = (Network("user"),)
+    forwards: tuple[Forward, ...] = ()
+    realm: str = ""
     display: Literal["std", "none"] = "std"
+    sandbox: bool = True
     qemu: str = "qemu-system-x86_64"
     extra_args: tuple[str, ...] = field(default=())
 
@@ -137,3 +144,64 @@ class VMSpec:
             )
         if self.firmware == "uefi" and self.ovmf is None:
             raise ConfigError("UEFI needs an OVMF firmware file", key="FIRMWARE", hint="install the package ovmf")
+        check_networks(self)
+
+
+@dataclass(frozen=True)
+class RawSpec:
+    """A VM whose command line is the user's own; only what is declared beside it is added, and how it is watched.
+
+    What is None was not declared. `name`, `networks`, `forwards`, `realm`, `share`, `agent`, `display`, `sandbox` and
+    `qemu` mean what they mean in `VMSpec`.
+
+    Attributes:
+        words: QEMU's command line, without the program.
+        directory: Where QEMU is started, for the relative paths in `words`.
+        hvc0: Never: a second console would be a device that nobody asked for.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    directory: Path
+    accelerator: Accelerator | None = None
+    memory_bytes: int | None = None
+    cpus: int | None = None
+    machine: Literal["pc", "q35"] | None = None
+    networks: tuple[Network, ...] = ()
+    forwards: tuple[Forward, ...] = ()
+    realm: str = ""
+    share: Share | None = None
+    agent: bool = False
+    display: Literal["std", "none"] | None = None
+    sandbox: bool = False
+    qemu: str = "qemu-system-x86_64"
+    hvc0: Literal[False] = False
+
+    def __post_init__(self) -> None:
+        check_networks(self)
+
+
+Spec = VMSpec | RawSpec
+
+
+def check_networks(spec: Spec) -> None:
+    """See to it that the networks of `spec` can be had.
+
+    Raises:
+        ConfigError: A port is to be forwarded and nothing forwards it, one was not picked, or the sandbox forbids it.
+    """
+    if spec.forwards and not any(network.forwards for network in spec.networks):
+        raise ConfigError(
+            "a port is forwarded through the user-mode network, and this VM has none",
+            key="net",
+            hint='add "user" to net',
+        )
+    if any(forward.host == "auto" for forward in spec.forwards):
+        raise ConfigError("a port has not been picked yet", key="forward", hint="please report it")
+    if spec.sandbox and any(network.kind == "bridge" for network in spec.networks):
+        # The bridge helper is a set-user-ID program, which a process under seccomp cannot start (seccomp(2)).
+        raise ConfigError(
+            "QEMU cannot join a bridge from within its sandbox",
+            key="sandbox",
+            hint='say sandbox = false, or make a tap device and use net = "tap:INTERFACE"',
+        )

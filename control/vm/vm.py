@@ -40,7 +40,7 @@ from control.monitor import Monitor, MonitorEvent, open_monitor
 from control.paths import InstanceFiles
 from control.process.handle import Keeper, ProcessHandle, start_keeper, start_process
 from control.share.watch import make_mailboxes, watch_mailboxes
-from control.spec import VMSpec
+from control.spec import RawSpec, Spec
 from control.vm.instance import Record, read_host_boot_id, remove_stale_files, write_atomically, write_record
 from control.vm.journal import open_journal
 from control.vm.listener import Listener
@@ -580,7 +580,7 @@ def _describe_return_code(return_code: int | None) -> str:
 
 @contextlib.asynccontextmanager
 async def open_vm(
-    spec: VMSpec,
+    spec: Spec,
     files: InstanceFiles,
     listener: Listener,
     *,
@@ -605,14 +605,15 @@ async def open_vm(
         argv = build_argv(spec, files)
         write_atomically(files.argv, json.dumps(argv, indent=1).encode())
         keeper = stack.enter_context(start_keeper(files.pid, files.logs))
-        process = stack.enter_context(start_process(argv, output=files.qemu_log, cwd=files.directory))
+        cwd = spec.directory if isinstance(spec, RawSpec) else files.directory
+        process = stack.enter_context(start_process(argv, output=files.qemu_log, cwd=cwd))
         record = Record(
             name=spec.name,
             state=State.STARTING.value,
             pid=process.pid,
             start_ticks=process.start_ticks,
             host_boot_id=read_host_boot_id(),
-            accelerator=spec.accelerator,
+            accelerator=spec.accelerator or "",
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
             agent=spec.agent,
             bulk=spec.agent,

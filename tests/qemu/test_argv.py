@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +15,11 @@ from typing import Any, Literal
 import pytest
 
 from control.argv import build_argv
-from control.errors import LaunchError
+from control.errors import ConfigError, LaunchError
 from control.monitor import Monitor
 from control.paths import open_instance_files
-from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, Share, VMSpec
+from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
+from control.spec.network import Forward, Network
 from control.units import MIB
 from control.vm.vm import open_vm
 from tests.qemu.ear import Ear
@@ -46,10 +49,10 @@ def make_disk(path: Path, form: str = "qcow2") -> Path:
     return plain.rename(path)
 
 
-async def look(spec: VMSpec, runtime: Path) -> dict[str, Any]:
+async def look(spec: Spec, runtime: Path) -> dict[str, Any]:
     """Start `spec` in the real QEMU, paused, and return what its monitor says of it."""
     files = open_instance_files(runtime, spec.name)
-    if spec.firmware == "uefi":
+    if isinstance(spec, VMSpec) and spec.firmware == "uefi":
         shutil.copyfile(OVMF_VARIABLES, files.firmware_variables)
     async with open_vm(spec, files, Ear()) as vm:
         monitor: Monitor = vm.monitor
@@ -105,7 +108,7 @@ async def test_machines_and_boots(
         ({"agent": False}, {"agent"}),
         ({"hvc0": False}, {"hvc0"}),
         ({"agent": False, "hvc0": False}, {"agent", "hvc0"}),
-        ({"network": "none"}, set()),
+        ({"networks": (Network("none"),)}, set()),
         ({"display": "none"}, set()),
         ({"display": "none", "machine": "q35"}, set()),
         ({"cpus": 4, "memory_bytes": 128 * MIB}, set()),
@@ -118,7 +121,7 @@ async def test_parts_that_can_be_left_out(
     spec = replace(BASE, boot=DirectBoot(make_kernel(workdir)), **changes)
     seen = await look(spec, runtime)
     assert seen["chardevs"] & {"agent", "hvc0"} == {"agent", "hvc0"} - absent
-    assert ("Ethernet controller" in seen["pci"]) == (spec.network == "user")
+    assert ("Ethernet controller" in seen["pci"]) == (spec.networks == (Network("user"),))
     assert ("VGA controller" in seen["pci"]) == (spec.display == "std")
     assert (seen["cpus"], seen["memory"]) == (spec.cpus, spec.memory_bytes)
 
@@ -196,3 +199,93 @@ async def test_a_wrong_extra_argument_ends_in_qemus_own_words(workdir: Path, run
     assert any("-frobnicate" in line for line in caught.value.evidence)
     assert caught.value.argv[-1] == "-frobnicate"
     assert "ARGS" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["user", "restricted"])
+async def test_forwards_lead_through_the_user_network(workdir: Path, runtime: Path, kind: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = open_instance_files(runtime, "one")
+    forwards = (Forward(port, 22), Forward(port, 53, protocol="udp"))
+    spec = replace(BASE, boot=DirectBoot(make_kernel(workdir)), networks=(Network(kind),), forwards=forwards)
+    async with open_vm(spec, files, Ear()) as vm:
+        seen = await vm.monitor.human("info usernet")
+    assert re.search(rf"TCP\[HOST_FORWARD\].*127\.0\.0\.1\s+{port}\s.*\s22\b", seen), seen
+    assert re.search(rf"UDP\[HOST_FORWARD\].*127\.0\.0\.1\s+{port}\s.*\s53\b", seen), seen
+
+
+async def test_a_card_for_each_network(workdir: Path, runtime: Path) -> None:
+    networks = (Network("user"), Network("lan", "inside"), Network("lan", "outside"))
+    spec = replace(BASE, boot=DirectBoot(make_kernel(workdir)), networks=networks, realm="/a")
+    seen = await look(spec, runtime)
+    assert seen["pci"].count("Ethernet controller") == 3
+
+
+async def test_machines_of_one_lan_hear_each_other(workdir: Path, runtime: Path) -> None:
+    """No guest is needed: the monitors say that both are in one group, each with a card of its own."""
+    spec = replace(BASE, boot=DirectBoot(make_kernel(workdir)), networks=(Network("lan", "l"),), realm=str(workdir))
+    seen = []
+    for name in ("one", "two"):
+        async with open_vm(replace(spec, name=name), open_instance_files(runtime, name), Ear()) as vm:
+            seen.append(await vm.monitor.human("info network"))
+    groups = [re.search(r"mcast=(239\.\S+)", text) for text in seen]
+    cards = [re.search(r"macaddr=(52:54:00\S+)", text) for text in seen]
+    assert groups[0] is not None and groups[1] is not None and groups[0][1] == groups[1][1], seen
+    assert cards[0] is not None and cards[1] is not None and cards[0][1] != cards[1][1], seen
+
+
+def test_a_lan_is_its_configurations_own(workdir: Path) -> None:
+    files = open_instance_files(workdir / "r", "one")
+    spec = replace(BASE, networks=(Network("lan", "l"),))
+    words = {build_argv(replace(spec, realm=realm), files) for realm in ("/a", "/b")}
+    assert len(words) == 2
+
+
+def test_a_tap_is_taken_as_it_is_and_a_bridge_by_its_helper(workdir: Path) -> None:
+    files = open_instance_files(workdir / "r", "one")
+    words = build_argv(replace(BASE, networks=(Network("tap", "tap7"),)), files)
+    assert {"type": "tap", "id": "net0", "ifname": "tap7", "script": "no", "downscript": "no"} in [
+        json.loads(word) for word in words if word.startswith("{")
+    ]
+    words = build_argv(replace(BASE, networks=(Network("bridge", "br0"),), sandbox=False), files)
+    assert {"type": "bridge", "id": "net0", "br": "br0"} in [json.loads(word) for word in words if word.startswith("{")]
+    assert "-sandbox" not in words
+    with pytest.raises(ConfigError, match="sandbox"):
+        replace(BASE, networks=(Network("bridge", "br0"),))
+
+
+def test_a_forward_without_a_user_network_is_refused() -> None:
+    with pytest.raises(ConfigError, match="forwarded"):
+        replace(BASE, networks=(Network("lan", "l"),), forwards=(Forward(1024, 22),))
+    with pytest.raises(ConfigError, match="picked"):
+        replace(BASE, forwards=(Forward("auto", 22),))
+
+
+async def test_a_raw_command_line_is_kept_and_made_drivable(workdir: Path, runtime: Path) -> None:
+    make_disk(workdir / "d")
+    words = ("-nodefaults", "-machine", "q35,accel=tcg", "-m", "64", "-drive", "id=boot,file=d,format=qcow2,if=virtio")
+    seen = await look(RawSpec("one", words, workdir), runtime)
+    assert seen["chardevs"] == {"qmp", "monitor", "serial"}
+    assert seen["files"] == ["d"]
+    assert (seen["name"], seen["memory"]) == ("one", 64 * MIB)
+    assert "Ethernet" not in seen["pci"]
+
+
+async def test_what_is_declared_beside_a_raw_command_line_is_added(workdir: Path, runtime: Path) -> None:
+    (workdir / "shared").mkdir()
+    spec = RawSpec(
+        "one", ("-nodefaults",), workdir, accelerator="tcg", memory_bytes=80 * MIB, cpus=2, machine="q35",
+        networks=(Network("user"),), share=Share(workdir / "shared"), agent=True, display="std", sandbox=True,
+    )  # fmt: skip
+    seen = await look(spec, runtime)
+    assert seen["chardevs"] == {"qmp", "monitor", "serial", "agent", "bulk"}
+    assert (seen["memory"], seen["cpus"]) == (80 * MIB, 2)
+    assert "Ethernet controller" in seen["pci"] and "VGA controller" in seen["pci"]
+    assert "virtio-9p-pci" in seen["machine"]
+
+
+@pytest.mark.parametrize("words", [("-nographic",), ("-display", "none", "-vga", "none"), ("-name", "other"), ("-S",)])
+async def test_raw_words_that_touch_what_is_added(workdir: Path, runtime: Path, words: tuple[str, ...]) -> None:
+    seen = await look(RawSpec("one", (*words, "-machine", "pc,accel=tcg", "-m", "64"), workdir), runtime)
+    assert seen["name"] == ("other" if "-name" in words else "one")
