@@ -73,6 +73,7 @@ class Guard:
             )
         if settings["run_as"] is not None:
             self.identity = _find_identity(settings["run_as"])
+            _load_modules()
         if settings["read_paths"] is not None or settings["write_paths"] is not None or settings["denied_paths"]:
             self.paths  # noqa: B018 # from now on, not from the first call on, it is known what is denied
         self._has_rules = self.active = bool(self._rate or self._audit or self._allow is not None or self._deny)
@@ -249,6 +250,18 @@ def _run_as(identity: "Identity", work: "Generator[Any, Any, Any]") -> "Generato
 def _matches(name: str, patterns: "list[str]") -> bool:
     """Whether `name` is one of the names, or begins with one of those that end in `*`."""
     return any(name == pattern or (pattern.endswith("*") and name.startswith(pattern[:-1])) for pattern in patterns)
+
+
+def _load_modules() -> None:
+    """Imports what work on files imports as it goes: by then the agent may not be able to read it."""
+    from . import remover  # noqa: F401
+    from .handlers import file, transfer, watch  # noqa: F401
+
+    for name in ("binascii", "ctypes", "fcntl"):
+        try:
+            __import__(name)
+        except (ImportError, MemoryError):
+            continue  # what needs it says so
 
 
 def _find_identity(name: str) -> "Identity":

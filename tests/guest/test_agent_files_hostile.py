@@ -17,7 +17,7 @@ import pytest
 from guest.agent import dispatch, pathpolicy, sshkeys, usertables
 from guest.agent.filewriter import FileWriter
 from tests.guest import treeform
-from tests.guest.agentprocess import AgentProcess, Json
+from tests.guest.agentprocess import AGENT, AgentProcess, Json
 from tests.guest.test_agent_files_transfer import get, put, put_done, put_fails
 
 NOT_PERMITTED, FAILED = -32003, -32005
@@ -196,9 +196,7 @@ def test_times_of_long_ago_and_far_ahead(agent: AgentProcess, memory: Path, mome
 
 @as_root
 def test_a_directory_that_may_be_read_but_not_searched_is_listed(tmp_path: Path) -> None:
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_mode & 0o1 == 0:
-            directory.chmod(directory.stat().st_mode | 0o1)
+    open_up(tmp_path)
     (tmp_path / "d").mkdir()
     (tmp_path / "d/file").write_text("x")
     (tmp_path / "d").chmod(0o744)
@@ -206,6 +204,41 @@ def test_a_directory_that_may_be_read_but_not_searched_is_listed(tmp_path: Path)
     agent = AgentProcess(tmp_path / "a", {"run_as": "nobody"})
     listed = agent.result("file_list", path=str(tmp_path / "d"))["entries"]
     assert listed == [{"name": "file", "type": "unknown"}]
+    assert agent.close() == 0
+
+
+# As somebody else
+
+
+def open_up(directory: Path) -> None:
+    """Lets everybody through to a directory of the tests."""
+    for above in (directory, *directory.parents):
+        if above.stat().st_mode & 0o1 == 0:
+            above.chmod(above.stat().st_mode | 0o1)
+
+
+@as_root
+def test_what_the_agent_is_made_of_is_read_as_itself(tmp_path: Path) -> None:
+    """The user of `run_as` may read neither Python's modules, here those of root's own Python, nor the agent's."""
+    open_up(tmp_path)
+    theirs = tmp_path / "theirs"
+    (theirs / "tree").mkdir(parents=True)
+    for path in (theirs, theirs / "tree"):
+        os.chown(path, NOBODY, NOBODY)
+    (theirs / os.fsdecode(b"\xff")).touch()
+    copy = tmp_path / "copy"
+    shutil.copytree(AGENT, copy)
+    copy.chmod(0o700)
+    agent = AgentProcess(tmp_path, {"run_as": "nobody"}, start=str(copy / "__main__.py"))
+    agent.hello()
+    sent = treeform.encode_file("", b"new") + treeform.encode_end(1, 3)
+    put_done(agent, theirs / "file", sent, resume=True)
+    assert len(agent.result("file_list", path=str(theirs))["entries"]) == 3
+    agent.result("file_remove", path=str(theirs / "tree"), recursive=True)
+    stream = agent.open_stream()
+    job = agent.result("file_read", path=str(theirs / "file"), stream=stream.number)["job"]
+    assert agent.wait_for_job(job)["result"]["bytes"] == 3
+    agent.result("file_watch", path=str(theirs))
     assert agent.close() == 0
 
 
