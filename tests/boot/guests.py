@@ -13,7 +13,7 @@ import socket
 import stat
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,10 @@ from control.vm.vm import VM, open_vm
 from tests.qemu.ear import Ear
 
 UP_S = 240.0
-"""From start to agent: some 3 seconds for the built-in guest, up to a minute for a Debian; more when the host is busy."""
+"""From start to agent: some 3 seconds for the built-in guest, up to a minute for a Debian; more on a busy host."""
+
+SOON_S = 60.0
+"""What a guest does in a moment, on a host that does much else beside it."""
 
 KINDS = ("built-in", pytest.param("debian", marks=[pytest.mark.slow, pytest.mark.timeout(900)]))
 """What a fixture is parametrised with whose tests run on both guests."""
@@ -97,6 +100,18 @@ async def check(guest: Guest) -> None:
     assert (await guest.run(["cat"], stdin=nonce, timeout_s=60)).stdout == nonce
 
 
+async def wait_until(condition: Callable[[], Awaitable[object]], what: str) -> None:
+    """Ask again and again until it is so, for what has no event.
+
+    Raises:
+        AssertionError: It has not come to be within `SOON_S`.
+    """
+    deadline = asyncio.get_running_loop().time() + SOON_S
+    while not await condition():
+        assert asyncio.get_running_loop().time() < deadline, f"waited {SOON_S:g} s for {what}"
+        await asyncio.sleep(0.02)
+
+
 @asynccontextmanager
 async def open_second_agent(vm: VM, kind: str, settings: dict[str, Any]) -> AsyncIterator[Guest]:
     """An agent with these `settings` beside the guest's own, on the second console, and a client of its own for it."""
@@ -120,7 +135,7 @@ async def open_second_agent(vm: VM, kind: str, settings: dict[str, Any]) -> Asyn
     await vm.guest.remove(config)
 
 
-class refused:
+class refused:  # noqa: N801 - reads like pytest.raises
     """The body is refused by the agent with this `code`; its words are one clear sentence, with `path` in them.
 
     Attributes:
