@@ -171,6 +171,10 @@ def _write_file(agent: "Agent", wish: "dict[str, Any]") -> None:
                     data = before + data
                 finally:
                     os.close(fd)
+            limit = agent.config["transfer_bytes"]
+            if limit and len(data) > limit:
+                text = "%s: more than transfer_bytes of the agent's configuration" % wish["path"]
+                raise dispatch.CallError(dispatch.TOO_LARGE, text)
             place.check()
             hidden = files.Hidden(place.dir_fd, place.name)
             try:

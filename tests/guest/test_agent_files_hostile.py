@@ -242,6 +242,17 @@ def test_what_the_agent_is_made_of_is_read_as_itself(tmp_path: Path) -> None:
     assert agent.close() == 0
 
 
+def test_directives_write_no_more_than_other_calls(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path, {"transfer_bytes": 100})
+    agent.hello()
+    wishes: list[Json] = [{"path": str(tmp_path / "new"), "content": "x" * 60, "append": True}]
+    for ok in (True, False):
+        job = agent.result("cloud_init_apply", directives={"write_files": wishes})["job"]
+        assert agent.wait_for_job(job)["result"]["directives"][0]["ok"] is ok
+    assert (tmp_path / "new").read_text() == "x" * 60
+    assert agent.close() == 0
+
+
 # Keys
 
 
