@@ -111,6 +111,10 @@ def test_the_strict_profile_answers_and_cannot_do_harm(debian: DebianVM) -> None
 
     assert vm.call("get_system_info")["hostname"] == "debian"
     assert "lo" in {interface["name"] for interface in vm.call("get_network_info")["interfaces"]}
+    for text in ("old", "new"):  # the filter refuses every change of an owner, also one that changes nothing
+        vm.call("file_write", path="/srv/unhinged/file", text=text)
+    assert vm.call("file_read", path="/srv/unhinged/file")["text"] == "new"
+    assert vm.call("service_list")["total"] > 20
     for method, params in (
         ("exec_command", {"argv": ["true"]}),
         ("shutdown", {}),
