@@ -270,7 +270,7 @@ async def test_a_write_that_is_cancelled_in_the_middle(detached: Detached) -> No
         writing = asyncio.create_task(vm.guest.write_bytes("/tmp/cancelled-too", b"x" * 5_000_000))
         async with asyncio.timeout(SOON_S):
             while not vm.agent._outbox.waiting_bytes:
-                await asyncio.sleep(0)  # noqa: ASYNC110 - the port fills up as soon as the calls have their turn
+                await asyncio.sleep(0)
         for task in (*calls, writing):
             task.cancel()
         results = await asyncio.gather(*calls, writing, return_exceptions=True)
@@ -358,14 +358,14 @@ async def test_a_snapshot_that_is_restored(detached: Detached, tmp_path: Path) -
                 vm.agent._begin_session("the test wants another one")
                 await vm.agent.wait_until_ready(SOON_S)
                 running = await stack.enter_async_context(await vm.guest.exec(["sleep", "1000"]))
-                await vm.guest.write_text(ff"{WORK}/later-{turn}", "")
+                await vm.guest.write_text(f"{WORK}/later-{turn}", "")
                 assert await vm.monitor.human("loadvm middle", timeout_s=SOON_S) == ""
                 with pytest.raises(AgentProtocolError):
                     await running.wait(SOON_S)
                 await vm.agent.wait_until_ready(SOON_S)
                 await check(vm.guest)
                 with pytest.raises(AgentCallError):
-                    await vm.guest.stat(ff"{WORK}/later-{turn}")
+                    await vm.guest.stat(f"{WORK}/later-{turn}")
                 assert (await vm.agent.call("job_list"))["jobs"] == []
         await vm.monitor.human("delvm middle", timeout_s=SOON_S)
         await vm.guest.remove(WORK, recursive=True)

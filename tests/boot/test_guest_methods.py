@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import stat
@@ -20,6 +21,7 @@ import pytest_asyncio
 from control.agent import Guest
 from control.agent.process import ExecProcess, Terminal
 from control.errors import AgentCallError, AgentProtocolError, ExecError, ExecTimeout, TransferError, WaitTimeout
+from control.paths import ROOT
 from control.vm.vm import VM, build_command
 from tests.boot.guests import (
     KINDS,
@@ -829,3 +831,110 @@ async def test_a_rate_limit(vm: VM, kind: str) -> None:
         assert isinstance(busy[0].data, dict) and 0 < busy[0].data["retry_after_s"] <= 1
         await asyncio.sleep(busy[0].data["retry_after_s"] + 0.1)  # that is what the answer asked for
         assert await slow.client.call("ping") == {}
+
+
+STRICT = json.loads((ROOT / "guest" / "packaging" / "strict.json").read_text()) | {
+    "audit_log": "/run/strict-audit.log",
+    "calls_per_second": 0,
+}
+INSIDE = "/srv/unhinged"
+
+
+async def test_a_hostile_host_and_the_strict_profile(vm: VM, kind: str, guest: Guest, here: Path) -> None:
+    """No call gets out of the configured paths, whatever leads there; only questions and files are answered."""
+    script = f"mkdir -p {INSIDE}/sub /var/lib/unhinged-agent; cd {INSIDE}; ln -s /etc out; ln -s /etc/passwd file"
+    script += "; ln -s ../../etc up; ln -s /proc/self/root root; ln -s sub good; echo mine > sub/mine; mkfifo fifo"
+    await guest.run(["sh", "-c", script])
+    await guest.write_text("/tmp/victim", "untouched")
+    before = await guest.read_text("/etc/passwd")
+    (here / "tree" / "sub").mkdir(parents=True)
+    (here / "tree" / "sub" / "escape").write_text("escaped")
+    async with open_second_agent(vm, kind, STRICT) as strict:
+        call = strict.client.call
+        assert await strict.read_text(f"{INSIDE}/good/mine") == "mine\n"
+        ways = [f"{INSIDE}/{way}" for way in ("out/passwd", "file", "up/passwd", "root/etc/passwd", "../../etc/passwd")]
+        ways += [
+            "/etc/passwd",
+            "/proc/self/root/etc/passwd",
+            "/proc/1/cwd/etc/passwd",
+            "/tmp/victim",
+            "/srv/unhinged-not/x",
+        ]
+        for path in ways:
+            for method, params in (
+                ("file_read", {}),
+                ("file_write", {"text": "x"}),
+                ("file_write", {"text": "x", "append": True}),
+                ("file_stat", {}),
+                ("file_list", {}),
+                ("file_remove", {"recursive": True}),
+                ("file_watch", {}),
+                ("file_get", {"stream": 9001}),
+                ("file_put", {"stream": 9002}),
+            ):
+                if path == f"{INSIDE}/file" and method == "file_remove":
+                    continue  # removes the link, which lies inside
+                with refused(NOT_PERMITTED):
+                    answer = await call(method, {"path": path, **params})
+                    pytest.fail(f"{method} took {path}: {answer}")
+            with refused(NOT_PERMITTED):
+                await call("file_mkdir", {"path": f"{path}/new", "parents": True})
+            with refused(NOT_PERMITTED):
+                await call("file_rename", {"path": f"{INSIDE}/sub/mine", "to": path})
+            with refused(NOT_PERMITTED):
+                await call("file_rename", {"path": path, "to": f"{INSIDE}/stolen"})
+        for target in (f"{INSIDE}/out", f"{INSIDE}/root/tmp", "/tmp"):
+            with refused(NOT_PERMITTED):
+                await strict.put(here / "tree", target)
+        # A tree whose own link leads out: what comes behind it in another copy does not follow it.
+        (here / "link").mkdir()
+        (here / "link" / "sub").symlink_to("/tmp")
+        await strict.put(here / "link", f"{INSIDE}/planted")
+        with pytest.raises((AgentCallError, TransferError)):
+            await strict.put(here / "tree" / "sub", f"{INSIDE}/planted/sub/sub")
+        for method, params in OTHER_METHODS:
+            with refused(NOT_PERMITTED, key="method_allow"):
+                await call(method, params)
+        assert not {"exec_command", "exec_start", "shutdown", "user_create"} & set(strict.client.info["capabilities"])
+        await strict.put(here / "tree", INSIDE)
+        await strict.get(f"{INSIDE}/tree", here / "back")
+        assert describe_tree(here / "back") == describe_tree(here / "tree")
+        await check_audit(guest)
+    assert await guest.read_text("/etc/passwd") == before
+    assert await guest.read_text("/tmp/victim") == "untouched"
+    names = (await guest.run(["sh", "-c", "ls -A /tmp /etc; ls -A /srv"])).stdout.decode()
+    assert "escape" not in names and "stolen" not in names and "unhinged-part" not in names
+    await guest.run(["rm", "-rf", INSIDE, "/tmp/victim", "/run/strict-audit.log"])
+
+
+OTHER_METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("exec_command", {"argv": ["true"]}),
+    ("exec_start", {"argv": ["true"]}),
+    ("process_signal", {"pid": 1, "signal": "TERM"}),
+    ("service_start", {"name": "network"}),
+    ("user_create", {"name": "mallory"}),
+    ("ssh_key_add", {"user": "root", "keys": ["ssh-ed25519 AAAA"]}),
+    ("set_hostname", {"hostname": "owned"}),
+    ("set_time", {}),
+    ("package_install", {"names": ["hello"]}),
+    ("log_follow", {"path": "/etc/passwd", "output": 9003}),
+    ("cloud_init_apply", {"directives": {"runcmd": ["id"]}}),
+    ("filesystem_freeze", {}),
+    ("shutdown", {}),
+    ("reboot", {}),
+]
+
+
+async def check_audit(guest: Guest) -> None:
+    """Every call is written down: what was refused, what was done, and nothing of a file's content."""
+
+    async def written() -> bool:
+        return "file_get" in await guest.read_text("/run/strict-audit.log")
+
+    await wait_until(written, "the last call in the audit log")
+    text = await guest.read_text("/run/strict-audit.log")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert {line["method"] for line in lines} >= {"exec_command", "file_read", "file_put", "reboot", "hello"}
+    assert {line["code"] for line in lines if line["method"] == "exec_command"} == {NOT_PERMITTED}
+    assert "escaped" not in text
+    assert (await guest.stat("/run/strict-audit.log"))["mode"] == 0o600
