@@ -56,7 +56,8 @@ async def put(
         remote: An absolute path in the guest: an existing directory takes the copy into it, otherwise it is the
             copy's name. For more than one source it must be an existing directory.
         resume: Go on with one file of which an earlier, interrupted `put` left a part; and keep that part again.
-        owner: Take owners over by number, which takes an agent that works as root.
+        owner: Take owners over by number, which takes an agent that works as root. Only with it do files keep their
+            setuid and setgid bits.
         durable: Have each file on the guest's disk before it gets its name.
 
     Raises:

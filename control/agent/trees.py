@@ -135,7 +135,10 @@ def pack_tree(
 def _describe(path: str, found: os.stat_result, owner: bool) -> dict[str, Any]:
     # A file system may know years after 2262, which 64 bits do not.
     mtime_ns = max(-(2**63), min(found.st_mtime_ns, 2**63 - 1))
-    head: dict[str, Any] = {"path": path, "mode": stat.S_IMODE(found.st_mode), "mtime_ns": mtime_ns}
+    mode = stat.S_IMODE(found.st_mode)
+    if stat.S_ISREG(found.st_mode) and not owner:
+        mode &= ~(stat.S_ISUID | stat.S_ISGID)  # "as its owner", who would be the guest's root (as `cp -r` does)
+    head: dict[str, Any] = {"path": path, "mode": mode, "mtime_ns": mtime_ns}
     return head | {"uid": found.st_uid, "gid": found.st_gid} if owner else head
 
 

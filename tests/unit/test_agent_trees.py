@@ -75,6 +75,16 @@ def test_a_time_after_2262_can_be_copied(memory: Path) -> None:
     assert (memory / "copy").stat().st_mtime_ns == 2**63 - 1
 
 
+@pytest.mark.parametrize("owner", [False, True])
+def test_setuid_goes_with_the_owner_only(tmp_path: Path, owner: bool) -> None:
+    path = tmp_path / "tool"
+    path.write_text("x")
+    path.chmod(0o6755)
+    sent = b"".join(bytes(piece) for piece in pack_tree(path, Copied(), owner=owner))
+    entries, _ = treeform.decode_tree(sent)
+    assert entries[""].line["mode"] == (0o6755 if owner else 0o755)
+
+
 def test_files_of_the_kernel_are_read_to_their_end() -> None:
     """They say that they have no bytes."""
     copied = Copied()
