@@ -36,6 +36,8 @@ BATCH_BYTES = 1024 * 1024
 ASK_AGAIN_S = 2.0
 """How often an agent is asked for on a line that loses what is sent before somebody listens."""
 
+ASK_AGAIN_LIMIT_S = 30.0
+
 BROKEN_PAUSE_S = 0.1
 BROKEN_PAUSE_LIMIT_S = 10.0
 """A guest that breaks its streams again and again is given a new session after a longer pause each time."""
@@ -448,10 +450,15 @@ class AgentClient:
             self._streams.why_not = "this guest has no port for streams (org.unhinged.bulk.0)"
 
     async def _ask_again(self) -> None:
+        pause_s = ASK_AGAIN_S
         while True:
-            await asyncio.sleep(ASK_AGAIN_S)
-            if not self.ready.is_set():
+            await asyncio.sleep(pause_s)
+            if self.ready.is_set():
+                pause_s = ASK_AGAIN_S
+            else:
                 self._begin_session("nobody listened")
+                # Asked anew, an answer to what was asked before counts no more: a slow guest must get its turn.
+                pause_s = min(2 * pause_s, ASK_AGAIN_LIMIT_S)
 
     def _take_broken(self, why: str) -> None:
         """The guest's streams broke, by its fault or ours: begin anew, not too often."""

@@ -74,7 +74,8 @@ class Forked:
         if self._killed:
             self._done(None, dispatch.CallError(dispatch.CANCELLED, "it was cancelled"))
             return
-        report: "Any" = wire.decode(self._data) if self._data else {"error": "it took too long and was ended"}
+        whole = self._data.endswith(b"\n")  # it may have been ended in the middle of what it had to say
+        report: "Any" = wire.decode(self._data) if whole else {"error": "it took too long and was ended"}
         if "errno" in report:
             self._done(None, OSError(report["errno"], report["error"], report["path"]))
         elif "error" in report:
