@@ -231,6 +231,8 @@ class AgentClient:
     ) -> list[Any]:
         """Make many calls at once, as batches of JSON-RPC 2.0; return their results in order.
 
+        Not for methods that begin a job: nobody would hear of its end; see `start_job`.
+
         A call that the agent answers with an error leaves its AgentCallError in the list.
 
         Raises:
