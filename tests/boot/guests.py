@@ -43,6 +43,12 @@ START_AGENT = {
     "built-in": ["/usr/bin/python3", "-I", "-S", "-B", "/usr/lib/unhinged/agent/__main__.pyc"],
     "debian": ["/usr/sbin/unhinged-agent"],
 }
+BOOTED = {
+    "built-in": ["sh", "-c", "until [ -e /dev/pts/ptmx ]; do sleep 0.1; done"],
+    "debian": ["systemctl", "is-system-running", "--wait"],
+}
+"""What ends when the rest of the guest is up: the agent is there long before."""
+
 SECOND_PORT = "/dev/hvc1"
 SECOND_SOCKET = "second.socket"
 
@@ -66,6 +72,7 @@ async def open_guest_vm(kind: str, directory: Path, *, name: str = "agent") -> A
         async with open_vm((await prepare(options, files, with_agent=True)).spec, files, Ear()) as vm:
             await vm.resume()
             await vm.agent.wait_until_ready(UP_S)
+            await vm.guest.run(BOOTED[kind], check=False, timeout_s=UP_S)
             await _plug_second_console(vm)
             yield vm
     finally:

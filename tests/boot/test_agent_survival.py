@@ -268,9 +268,11 @@ async def test_a_write_that_is_cancelled_in_the_middle(detached: Detached) -> No
         params = {"argv": ["sh", "-c", "cat > /tmp/cancelled"], "stdin": "x" * 3_000_000}
         calls = [asyncio.create_task(vm.agent.call("exec_command", params)) for _ in range(3)]
         writing = asyncio.create_task(vm.guest.write_bytes("/tmp/cancelled-too", b"x" * 5_000_000))
-        async with asyncio.timeout(SOON_S):
-            while not vm.agent._outbox.waiting_bytes:
-                await asyncio.sleep(0)
+
+        async def full() -> int:
+            return vm.agent._outbox.waiting_bytes
+
+        await wait_until(full, "the port to be full")
         for task in (*calls, writing):
             task.cancel()
         results = await asyncio.gather(*calls, writing, return_exceptions=True)
