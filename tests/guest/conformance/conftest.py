@@ -68,7 +68,7 @@ def _boot_of(kind: str) -> list[str] | None:
     return ["-drive", drive, "-device", "virtio-blk-pci,drive=system,bootindex=0"]
 
 
-@pytest.fixture(scope="module", params=["built-in", "debian"])
+@pytest.fixture(scope="module", params=["built-in", pytest.param("debian", marks=pytest.mark.slow)])
 def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
     boot = _boot_of(request.param)
     directory = Path(tempfile.mkdtemp(prefix="uh-", dir="/tmp"))
