@@ -299,10 +299,11 @@ async def run_process(
         ExecTimeout: It took longer than `timeout_s`; it was killed, the error holds its output so far.
         AgentCallError, AgentProtocolError, WaitTimeout: As `start_process`.
     """
-    process = await start_process(client, argv, stdin=bool(stdin), timeout_s=timeout_s, **how)
+    # The guest ends it in time; the waits of our own are for a guest that stands still.
+    patience_s = None if timeout_s is None else timeout_s + END_GRACE_S
+    begin_s = min(DEFAULT_TIMEOUT_S, patience_s or DEFAULT_TIMEOUT_S)
+    process = await start_process(client, argv, stdin=bool(stdin), timeout_s=timeout_s, start_timeout_s=begin_s, **how)
     async with process:
-        # The guest ends it in time; the wait of our own is for a guest that stands still.
-        patience_s = None if timeout_s is None else timeout_s + END_GRACE_S
         result = await process.wait_output(stdin, timeout_s=patience_s, keep_bytes=keep_bytes)
     return result.check() if check else result
 
