@@ -217,6 +217,7 @@ async def test_a_second_client(detached: Detached) -> None:
     await detached.check()
 
 
+@pytest.mark.slow
 async def test_the_socket_of_another_vm(detached: Detached) -> None:
     """Both sockets of it are another guest; one of each is an error in time and no hang, and then all is well."""
     with instance_directory() as directory:
