@@ -173,6 +173,8 @@ class AgentClient:
                     await self._take_line(line)
         except OSError as error:
             LOG.debug("agent channel: %s", error)
+        finally:
+            receiver.close()
 
     async def _serve_bulk(self, bulk: Connection) -> None:
         receiver = Receiver(bulk)
@@ -182,6 +184,7 @@ class AgentClient:
         except OSError as error:
             LOG.debug("agent streams: %s", error)
         finally:
+            receiver.close()
             self._bulk_outbox.end()
             self._streams.fail("the channel for the guest's streams has ended")
 

@@ -38,12 +38,20 @@ class Connection(Protocol):
 
 
 class Receiver:
-    """Receives into one buffer, which is used again and again."""
+    """Receives into one buffer, which is used again and again. `close` it before the connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._buffer = memoryview(bytearray(CHUNK_BYTES))
         self._at_a_stretch = 0
+        self._watched = -1
+        self._waiter: asyncio.Future[int] | None = None
+
+    def close(self) -> None:
+        """Watch the connection no more."""
+        if self._watched >= 0:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            self._watched = -1
 
     async def receive(self) -> memoryview:
         """Return what came, valid until the next call; empty when the peer has ended the connection.
@@ -51,29 +59,37 @@ class Receiver:
         Raises:
             OSError: The connection broke.
         """
-        while True:
-            try:
-                received = self._buffer[: self._connection.recv_into(self._buffer)]
-            except BlockingIOError:
-                await self._wait()
-                self._at_a_stretch = 0
-            else:
-                self._at_a_stretch += 1
-                if len(received) * 4 > CHUNK_BYTES or self._at_a_stretch >= RECEIVED_AT_A_STRETCH:
-                    # A guest that always has more to say, be it little, would otherwise be all this event loop sees.
-                    self._at_a_stretch = 0
-                    await asyncio.sleep(0)
-                return received
-
-    async def _wait(self) -> None:
-        loop = asyncio.get_running_loop()
-        readable: asyncio.Future[None] = loop.create_future()
-        descriptor = self._connection.fileno()
-        loop.add_reader(descriptor, _wake, readable)
         try:
-            await readable
-        finally:
-            loop.remove_reader(descriptor)
+            count = self._connection.recv_into(self._buffer)
+        except BlockingIOError:
+            count = await self._wait()
+            self._at_a_stretch = 0
+        self._at_a_stretch += 1
+        if count * 4 > CHUNK_BYTES or self._at_a_stretch >= RECEIVED_AT_A_STRETCH:
+            # A guest that always has more to say, be it little, would otherwise be all this event loop sees.
+            self._at_a_stretch = 0
+            await asyncio.sleep(0)
+        return self._buffer[:count]
+
+    async def _wait(self) -> int:
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        # Watched from one wait to the next, as long as nothing comes in between: an answer to each call is the rule.
+        if self._watched < 0:
+            self._watched = self._connection.fileno()
+            loop.add_reader(self._watched, self._on_readable)
+        return await self._waiter
+
+    def _on_readable(self) -> None:
+        if self._waiter is None or self._waiter.done():
+            self.close()  # nobody wants it yet; the next wait watches again
+            return
+        try:
+            self._waiter.set_result(self._connection.recv_into(self._buffer))
+        except BlockingIOError:
+            return  # somebody else's news
+        except OSError as error:
+            self._waiter.set_exception(error)
 
 
 class Outbox:
