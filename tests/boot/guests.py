@@ -44,7 +44,7 @@ START_AGENT = {
     "debian": ["/usr/sbin/unhinged-agent"],
 }
 BOOTED = {
-    "built-in": ["sh", "-c", "until [ -e /dev/pts/ptmx ]; do sleep 0.1; done"],
+    "built-in": ["sh", "-c", "until [ -d /dev/shm ]; do sleep 0.1; done"],
     "debian": ["systemctl", "is-system-running", "--wait"],
 }
 """What ends when the rest of the guest is up: the agent is there long before."""
