@@ -83,11 +83,9 @@ def _find_account(name: "str | None") -> "Account | None":
 
 def build_refusal(error: OSError) -> "dispatch.CallError":
     """What a command that could not be started is answered with."""
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        code = dispatch.NOT_FOUND
-    else:
-        code = dispatch.NOT_PERMITTED if isinstance(error, PermissionError) else dispatch.FAILED
-    return dispatch.CallError(code, _sentence(error))
+    from .. import steps  # only when it is needed: most commands start
+
+    return steps.refuse(error)
 
 
 def build_end(result: "process.Result") -> "dict[str, Any]":
@@ -98,10 +96,6 @@ def build_end(result: "process.Result") -> "dict[str, Any]":
         "timed_out": result.timed_out,
         "seconds": round(result.seconds, 6),
     }
-
-
-def _sentence(error: OSError) -> str:
-    return "%s: %s" % (error.filename, error.strerror) if error.filename else str(error.strerror)
 
 
 def _build_result(result: "process.Result") -> "dict[str, Any]":
