@@ -122,7 +122,26 @@ class InstanceFiles:
         return self.sockets / "bulk.socket"
 
     @property
+    def control_socket(self) -> Path:
+        """Where its supervisor listens, as long as there is one."""
+        return self.sockets / "control.socket"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.directory / "supervisor.log"
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.directory / "ssh_config"
+
+    @property
+    def overlay(self) -> Path:
+        """What the guest writes over an image that is not written to."""
+        return self.directory / "overlay.qcow2"
+
+    @property
     def all_sockets(self) -> tuple[Path, ...]:
+        """The sockets of QEMU."""
         return (
             self.qmp_socket,
             self.monitor_socket,
@@ -148,15 +167,19 @@ def check_instance_name(name: str) -> str:
     return name
 
 
-def open_instance_files(runtime: Path, name: str) -> InstanceFiles:
+def open_instance_files(runtime: Path, name: str, *, is_shared: bool = False) -> InstanceFiles:
     """Make the private directories of the instance `name` below `runtime`, and say where its files lie.
+
+    Args:
+        is_shared: `runtime` is the user's own and holds other things as well: its mode is left as it is.
 
     Raises:
         ConfigError: `name` cannot be a name.
         HostError: A directory cannot be made, or belongs to somebody else; nothing else was changed.
     """
     directory = runtime / f"vm.{check_instance_name(name)}"
-    _make_private(runtime)
+    if not (is_shared and runtime.is_dir()):
+        _make_private(runtime)
     _make_private(directory)
     files = find_instance_files(runtime, name)
     if files.sockets != directory:

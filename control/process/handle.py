@@ -5,7 +5,6 @@ A pidfd cannot come to mean another process when the number is used again, so ev
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -65,6 +64,10 @@ class ProcessHandle:
             os.close(self._pidfd)
             self._pidfd = -1
 
+    def fileno(self) -> int:
+        """Its pidfd, which becomes readable when the process ends (pidfd_open(2))."""
+        return self._pidfd
+
     @property
     def return_code(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs, and for an adopted process."""
@@ -86,6 +89,8 @@ class ProcessHandle:
     async def wait(self) -> int | None:
         """Wait until the process has ended; return its exit code, or None when it was not our child."""
         if self.running:
+            import asyncio  # commands that only look at a process do not pay for it
+
             loop = asyncio.get_running_loop()
             ended = asyncio.Event()
             # A duplicate, because several may wait at once and an event loop takes one reader for a descriptor.

@@ -31,7 +31,11 @@ class Record:
         host_boot_id: The host boot `start_ticks` counts from: after a reboot of the host nothing runs any more.
         bulk: Whether the agent has a port for streams; a VM that an earlier version started has none.
         sockets: Where its sockets lie; which short directory a long path gets depends on the environment of the start.
-        spec: The specification as plain data, for people and tools to read.
+        spec: The specification as plain data (`control.spec.plain`); with it a VM can be started again.
+        ports: The ports of the host that were picked, by `Forward.key`; picked again when they are free.
+        restart: Whether its supervisor starts it again when it ends: `no`, `on-failure` or `always`.
+        waits: Its guest is not let run before somebody resumes it.
+        note: What went wrong when it FAILED.
     """
 
     name: str
@@ -48,6 +52,10 @@ class Record:
     share: str = ""
     sockets: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
+    ports: dict[str, Any] = field(default_factory=dict)
+    restart: str = "no"
+    waits: bool = False
+    note: str = ""
 
 
 def read_host_boot_id() -> str:

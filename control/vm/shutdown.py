@@ -45,6 +45,7 @@ async def shut_down(
     *,
     gently: bool,
     hurry: asyncio.Event,
+    patience_s: float | None = None,
 ) -> str:
     """End the VM, however it takes, and return the name of the rung that did it.
 
@@ -54,9 +55,10 @@ async def shut_down(
         gently: Ask the guest first (agent, then power button). Without it, or when nobody can be asked, QEMU is told
             to quit.
         hurry: Once it is set, the guest is not waited for any longer.
+        patience_s: How long each way of asking may take; None for what is known to be enough.
     """
     if gently:
-        for rung in await _asking_rungs(monitor, agent):
+        for rung in await _asking_rungs(monitor, agent, patience_s):
             if not hurry.is_set() and await _try_rung(process, rung, hurry):
                 return rung.name
     for rung in _ending_rungs(process, monitor):
@@ -66,12 +68,14 @@ async def shut_down(
     return "SIGKILL"
 
 
-async def _asking_rungs(monitor: Monitor | None, agent: AgentClient | None) -> list[Rung]:
+async def _asking_rungs(monitor: Monitor | None, agent: AgentClient | None, patience_s: float | None) -> list[Rung]:
     rungs: list[Rung] = []
     if agent is not None and await _is_there(agent):
-        rungs.append(Rung("agent", lambda: agent.call("shutdown", timeout_s=AGENT_ANSWER_S), AGENT_WAIT_S))
+        rungs.append(
+            Rung("agent", lambda: agent.call("shutdown", timeout_s=AGENT_ANSWER_S), patience_s or AGENT_WAIT_S)
+        )
     if monitor is not None:
-        rungs.append(Rung("power button", lambda: _press_power_button(monitor), POWERDOWN_WAIT_S))
+        rungs.append(Rung("power button", lambda: _press_power_button(monitor), patience_s or POWERDOWN_WAIT_S))
     return rungs
 
 

@@ -41,6 +41,7 @@ from control.paths import InstanceFiles
 from control.process.handle import Keeper, ProcessHandle, start_keeper, start_process
 from control.share.watch import make_mailboxes, watch_mailboxes
 from control.spec import RawSpec, Spec
+from control.spec.plain import to_plain
 from control.vm.instance import Record, read_host_boot_id, remove_stale_files, write_atomically, write_record
 from control.vm.journal import open_journal
 from control.vm.listener import Listener
@@ -93,6 +94,7 @@ class VM:
         ended: Done once the VM is at its end, with how it came to it.
         hurry: Set it to end a gentle stop that takes too long: the guest is then not waited for.
         phases: Seconds from QEMU's start to each phase of the boot that was reached.
+        trouble: What seems wrong with a guest that was not ended for it, because a person may know better.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class VM:
         self._shutdown_reason = ""
         self._for_person = for_person
         self._judge_boot = judge_boot
+        self.trouble: BootError | None = None
         self._told: set[str] = set()
         self._farewell: asyncio.Task[None] | None = None
         self._detached = False
@@ -162,6 +165,16 @@ class VM:
         return self._agent
 
     @property
+    def has_agent(self) -> bool:
+        """Whether this VM has a port for an agent."""
+        return self._agent is not None
+
+    @property
+    def agent_is_ready(self) -> bool:
+        """Whether the guest's agent has answered, and has not been lost since."""
+        return self._agent is not None and self._agent.ready.is_set()
+
+    @property
     def guest(self) -> Guest:
         """The guest, for what its agent can do there. Raises StateError when this VM has no agent port."""
         from control.agent import Guest  # only a VM whose guest is worked with pays for it
@@ -195,6 +208,15 @@ class VM:
         await self.monitor.execute("cont")
         if self._state is not State.RUNNING:
             self._enter(State.RUNNING)
+
+    async def take_runstate(self, runstate: str) -> None:
+        """Follow what QEMU has done while nobody listened: this VM has just been adopted."""
+        if runstate == "paused" and self._state is State.RUNNING:
+            self._enter(State.PAUSED)
+        elif runstate == "running" and self._state is State.PAUSED:
+            self._enter(State.RUNNING)
+        elif runstate not in ("running", "paused"):
+            await self._judge_stop(self.monitor)
 
     async def send(self, envelope: Mapping[str, Any], *, timeout_s: float) -> Message:
         """Deliver a message to the guest, as soon as its agent is there, and return its answer.
@@ -230,8 +252,20 @@ class VM:
         """Leave the VM running when this handle is closed."""
         self._detached = True
 
-    async def stop(self, *, gently: bool = True) -> str:
-        """Bring the VM down, and return how it was done; a VM that has ended is fine."""
+    async def kill(self) -> None:
+        """End QEMU at once, as pulling the plug would; a VM that has ended is fine."""
+        if self.process.running:
+            if self._state is not State.STOPPING:
+                self._enter(State.STOPPING)
+            self.process.send_signal(signal.SIGKILL)
+            await self.process.wait()
+
+    async def stop(self, *, gently: bool = True, patience_s: float | None = None) -> str:
+        """Bring the VM down, and return how it was done; a VM that has ended is fine.
+
+        Args:
+            patience_s: How long a guest without an agent may take after its power button was pressed.
+        """
         if not self.process.running:
             return "gone"
         if self._state is State.STARTING:
@@ -241,7 +275,9 @@ class VM:
         if gently:
             await self._let_run()
         asking = gently and not (self.ended.done() and self.ended.result().error is not None)
-        return await shut_down(self.process, self._monitor, self._agent, gently=asking, hurry=self.hurry)
+        return await shut_down(
+            self.process, self._monitor, self._agent, gently=asking, hurry=self.hurry, patience_s=patience_s
+        )
 
     async def _let_run(self) -> None:
         """Let a paused guest run: one that stands still cannot be asked to go."""
@@ -429,6 +465,7 @@ class VM:
 
     def _tell_person(self, error: BootError) -> None:
         """Name what is wrong to somebody who sees the console and may know better; once is enough."""
+        self.trouble = error
         if error.code not in self._told:
             self._told.add(error.code)
             self._listener.on_note(f"{error}; {error.hint}")
@@ -586,6 +623,10 @@ async def open_vm(
     *,
     for_person: bool = False,
     judge_boot: bool = True,
+    outlives_us: bool = False,
+    ports: Mapping[str, int] | None = None,
+    restart: str = "no",
+    waits: bool = False,
 ) -> AsyncIterator[VM]:
     """Start the VM `spec`, with its CPUs not yet running, and end it on leaving, in whatever way the body is left.
 
@@ -594,6 +635,8 @@ async def open_vm(
     Args:
         for_person: Somebody sits at the console: a guest that waits or hangs is named to them, and not ended.
         judge_boot: Watch whether the guest comes up; without it only QEMU itself can say that something is wrong.
+        outlives_us: Once it is up, QEMU runs on should this process be killed, for another to adopt.
+        ports, restart, waits: As they are recorded.
 
     Raises:
         LaunchError: QEMU ended before its monitor answered (its own words); the VM is FAILED, nothing of it runs.
@@ -620,7 +663,10 @@ async def open_vm(
             hvc0=spec.hvc0,
             share=str(spec.share.path) if spec.share else "",
             sockets=str(files.sockets),
-            spec=json.loads(json.dumps(vars(spec), default=lambda value: getattr(value, "__dict__", str(value)))),
+            spec=to_plain(spec),
+            ports=dict(ports or {}),
+            restart=restart,
+            waits=waits,
         )
         vm = VM(record, files, process, listener, for_person=for_person, judge_boot=judge_boot)
         vm._keeper = keeper
@@ -630,6 +676,9 @@ async def open_vm(
             await vm._connect(stack)
         except (ControlError, OSError) as error:
             raise await _launch_failure(vm, error) from error
+        if outlives_us:
+            vm._keeper = None
+            keeper.dismiss()
         # Closed before the connections are: they are what a gentle end needs.
         stack.push_async_callback(vm._close)
         yield vm

@@ -20,7 +20,7 @@ FLOOR_OF_ROOM = {
     "spec": 1, "wire": 1, "host": 1,
     "argv": 2, "process": 2, "monitor": 2, "console": 2, "agent": 2, "share": 2, "accel": 2, "ssh": 2,
     "vm": 3,
-    "launch": 4,
+    "launch": 4, "cli": 4,
     "simple_vm_launcher": 5, "enhanced_vm_launcher": 5, "unhinged_launcher": 5,
 }  # fmt: skip
 MEANS, FACES, DOORS = 2, 4, 5
@@ -39,8 +39,12 @@ PROCESS_DOORS = (
     "control/launch/entry.py",  # runs before there is anything else, under any Python
     "control/launch/deps.py",  # the same: it installs what the rest needs
     "control/launch/doctor.py",  # the same: it looks for what is lacking
+    "control/vm/supervise.py",  # lets go of whoever started it, before there is anything else
     "control/unhinged_launcher.py",  # make, in the foreground, with the user's terminal
 )
+PROGRAMS = ("control/process/keeper.py", "control/vm/supervise.py")
+"""Started by themselves, below the faces."""
+
 RUNS_BEFORE_SET_UP = (
     "control/launch/entry.py",
     "control/launch/deps.py",
@@ -200,8 +204,7 @@ def test_nothing_but_faces_prints_or_exits() -> None:
     wrong = []
     for path in list_sources("control"):
         file = path.relative_to(ROOT).as_posix()
-        # The keeper is a program of its own.
-        if FLOOR_OF_ROOM.get(room_of_file(file) or "", 0) >= FACES or file == "control/process/keeper.py":
+        if FLOOR_OF_ROOM.get(room_of_file(file) or "", 0) >= FACES or file in PROGRAMS:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.exit", "os._exit", "exit"):

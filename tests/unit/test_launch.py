@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 
 from control.console.escape import ESCAPE_KEY
 from control.errors import EXIT_USAGE, BootError, ConfigError, ControlError, HostError, ImageError, LaunchError
-from control.launch import files as check
 from control.launch.options import LaunchOptions, build_parser, read_options
 from control.launch.prepare import prepare
 from control.launch.render import render_error, render_message
@@ -33,6 +32,7 @@ from control.launch.until import LINE_LIMIT_BYTES, UntilMatcher
 from control.paths import ROOT, InstanceFiles, open_instance_files
 from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, VMSpec
 from control.units import GIB, MIB, TIB
+from control.vm import media as check
 from control.wire import build_message
 
 ISO = b"\0" * 32769 + b"CD001" + b"\0" * 4096
@@ -138,7 +138,7 @@ UNREADABLE = """
 import sys
 from pathlib import Path
 from control.errors import ImageError
-from control.launch import files as check
+from control.vm import media as check
 for function, name in ((check.check_iso, "iso"), (check.check_kernel, "kernel"), (check.check_disk, "disk"),
                        (check.check_disk, "read-only"), (check.check_share, "share"),
                        (check.check_share, "closed/share")):

@@ -1,4 +1,4 @@
-"""Looks at the files a user named before QEMU does (floor 4), so that a wrong one gets a sentence of its own."""
+"""Looks at the files a user named before QEMU does (floor 3), so that a wrong one gets a sentence of its own."""
 
 from __future__ import annotations
 
@@ -48,14 +48,17 @@ def check_initrd(path: Path) -> Path:
     return path
 
 
-def check_disk(path: Path) -> DiskFormat:
-    """Return the format of the disk image at `path`, which the VM may write to.
+def check_disk(path: Path, *, is_written: bool = True) -> DiskFormat:
+    """Return the format of the disk image at `path`.
+
+    Args:
+        is_written: The VM may write to it.
 
     Raises:
         ImageError: It is missing, unreadable, read-only, empty, or of a format QEMU should not write.
     """
     head = _read_head(path, "DISK")
-    if not os.access(path, os.W_OK):
+    if is_written and not os.access(path, os.W_OK):
         raise ImageError(f"{path} cannot be written", hint="a guest writes to its disk: chmod u+w, or make a copy")
     if head.startswith(QCOW2_MAGIC):
         return "qcow2"

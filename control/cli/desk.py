@@ -1,0 +1,110 @@
+"""What every command has on its desk (floor 4): the configuration, and the way to say results, notes and errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from control.errors import ConfigError, ControlError
+from control.wire.failure import build_failure
+
+if TYPE_CHECKING:
+    from control.spec.fleet import Fleet
+    from control.spec.locate import Location
+
+
+class Desk:
+    """One command's surroundings.
+
+    Attributes:
+        options: What the command line said.
+        is_json: Exactly one document is to be printed, and nothing else on stdout.
+    """
+
+    def __init__(self, options: Namespace) -> None:
+        self.options = options
+        self.is_json: bool = options.json
+
+    @cached_property
+    def location(self) -> Location:
+        from control.spec.locate import find_location
+
+        file = Path(self.options.config) if self.options.config else None
+        return find_location(file, cwd=Path.cwd(), home=_find_home())
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        """The configuration. Raises ConfigFileError for what is wrong with it."""
+        from control.spec.fleet import load_fleet
+
+        return load_fleet(self.location)
+
+    @property
+    def runtime(self) -> Path:
+        return self.location.runtime
+
+    def check_name(self, name: str) -> str:
+        """Return `name` when the configuration has such a VM. Raises ConfigError, which names the nearest."""
+        from control.spec.fleet import get_vm
+
+        get_vm(self.fleet, name)
+        return name
+
+    def choose_names(self, names: list[str], *, everything: bool) -> list[str]:
+        """Return the VMs a command is about.
+
+        Raises:
+            ConfigError: A name is unknown, none is given, or both names and all.
+        """
+        if everything and names:
+            raise ConfigError("--all and names exclude each other", hint="name VMs, or say --all")
+        if everything:
+            return list(self.fleet.names)
+        if not names:
+            raise ConfigError("no VM is named", hint=f"name one of: {', '.join(self.fleet.names[:20])}; or say --all")
+        return list(dict.fromkeys(self.check_name(name) for name in names))
+
+    def show(self, document: Mapping[str, Any], text: str = "") -> None:
+        """Print the result: `document` with --json, else `text`."""
+        if self.is_json:
+            write_out(json.dumps(document, indent=1, ensure_ascii=True) + "\n")
+        elif text:
+            write_out(text if text.endswith("\n") else text + "\n")
+
+    def note(self, line: str) -> None:
+        """Say something beside the result."""
+        print(f"unhinged: {printable(line)}", file=sys.stderr, flush=True)
+
+
+def show_error(error: ControlError, *, is_json: bool) -> int:
+    """Say what went wrong, and return the exit code."""
+    if is_json:
+        write_out(json.dumps({"error": build_failure(error)}, indent=1) + "\n")
+        return error.exit_code
+    print(f"error: {printable(str(error))}", file=sys.stderr)
+    for line in error.evidence[-12:]:
+        print(f"  | {printable(line)}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {printable(error.hint)}", file=sys.stderr)
+    return error.exit_code
+
+
+def write_out(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """Make `text` safe for a terminal: what a guest wrote may be in it."""
+    return "".join(char if char.isprintable() or char == "\t" else "?" for char in text)
+
+
+def _find_home() -> Path:
+    home = os.environ.get("HOME", "")
+    return Path(home) if home.startswith("/") else Path("/")

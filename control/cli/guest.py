@@ -1,0 +1,101 @@
+"""`unhinged exec`, `put`, `get` and `send` (floor 4): what is done with the guest, through its agent."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from control.cli.desk import Desk
+from control.errors import EXIT_TIMEOUT, ConfigError
+from control.vm.reach import connect
+
+COPY_TIMEOUT_S = 24 * 3600.0
+"""A copy takes as long as it takes; that its guest is lost is noticed elsewhere."""
+
+
+def exec_(desk: Desk) -> int:
+    from control.cli.stream import Collected, Streaming
+
+    options = desk.options
+    name = desk.check_name(options.name)
+    if not options.words:
+        raise ConfigError("no program is named", hint=f"unhinged exec {name} -- PROGRAM ARGUMENT…")
+    if options.tty and desk.is_json:
+        raise ConfigError("--tty and --json exclude each other", hint="leave one of them out")
+    params: dict[str, Any] = {"argv": options.words}
+    for key, value in (("cwd", options.cwd), ("user", options.user), ("timeout_s", options.timeout)):
+        if value is not None:
+            params[key] = value
+    if options.env:
+        params["env"] = dict(_split_variable(entry) for entry in options.env)
+    with connect(desk.runtime, name) as remote:
+        streaming = Streaming(remote, reads_stdin=not options.no_stdin, is_terminal=options.tty)
+        collected = Collected() if desk.is_json else None
+        result = streaming.run("exec", params, collected)
+    if collected is not None:
+        desk.show({"name": name, **result, **collected.to_plain()})
+    elif result["timed_out"]:
+        desk.note(f"{options.words[0]} was killed after {options.timeout:g} s")
+    return EXIT_TIMEOUT if result["timed_out"] else int(result["exit_code"])
+
+
+def _split_variable(entry: str) -> tuple[str, str]:
+    name, equals, value = entry.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"--env {entry[:80]!r} is not NAME=VALUE", hint="as in --env LANG=C")
+    return name, value
+
+
+def put(desk: Desk) -> int:
+    return _copy(desk, "put")
+
+
+def get(desk: Desk) -> int:
+    return _copy(desk, "get")
+
+
+def _copy(desk: Desk, method: str) -> int:
+    options = desk.options
+    name = desk.check_name(options.name)
+    if len(options.paths) < 2:
+        raise ConfigError("where to copy to is missing", hint=f"unhinged {method} {name} SOURCE… TARGET")
+    if options.via == "ssh":
+        from control.cli.ssh import copy
+
+        return copy(desk, name, method, options.paths)
+    *sources, target = options.paths
+    # What follows the last slash matters to a copy, so paths are joined and not tidied up.
+    here = str(Path.cwd())
+    if method == "put":
+        sources = [os.path.join(here, source) for source in sources]  # noqa: PTH118
+    else:
+        target = os.path.join(here, target)  # noqa: PTH118
+    with connect(desk.runtime, name) as remote:
+        copied = remote.call(method, {"sources": sources, "target": target}, timeout_s=COPY_TIMEOUT_S)
+    desk.show({"name": name, "via": "agent", **copied})
+    if not desk.is_json and copied["skipped"]:
+        desk.note(f"{copied['skipped']} sockets or devices were not copied")
+    return 0
+
+
+def send(desk: Desk) -> int:
+    options = desk.options
+    name = desk.check_name(options.name)
+    params = {"text": options.text, "details": read_json(options.details, "--details"), "timeout_s": options.timeout}
+    with connect(desk.runtime, name) as remote:
+        answer = remote.call("send", params, timeout_s=options.timeout + 30.0)["answer"]
+    desk.show({"name": name, "answer": answer}, json.dumps(answer, indent=1))
+    return 0
+
+
+def read_json(text: str, what: str) -> dict[str, Any]:
+    """Read an object a user wrote. Raises ConfigError."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} is not JSON: {error}", hint="""as in '{"key": "value"}'""") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{what} is not a JSON object", hint="""as in '{"key": "value"}'""")
+    return value

@@ -1,0 +1,285 @@
+"""`unhinged start`, `stop`, `kill`, `restart`, `pause`, `resume`, `wait` (floor 4): many VMs at once, one fate each."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from control.cli.desk import Desk, show_error
+from control.errors import ConfigError, ControlError, StateError, WaitTimeout
+from control.paths import open_instance_files
+from control.spec.fleet import build_start_layers, get_vm
+from control.units import format_duration
+from control.vm.reach import claim, connect, hold, kill_directly, look, settle, start_supervisor
+from control.vm.remote import Remote, find_remote
+from control.wire.failure import build_failure
+
+KILL_ANSWER_S = 5.0
+"""A supervisor that has not killed its VM by then is not waited for."""
+
+GOING_S = 10.0
+"""How long a supervisor whose VM has ended may take to leave."""
+
+GOING_LOOK_S = 0.01
+PARALLEL_MAX = 32
+
+
+@dataclass
+class Fate:
+    """What became of one VM."""
+
+    name: str
+    outcome: str
+    seconds: float = 0.0
+    error: ControlError | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "outcome": self.outcome,
+            "seconds": round(self.seconds, 3),
+            "error": build_failure(self.error) if self.error is not None else None,
+        }
+
+
+def start(desk: Desk) -> int:
+    names = desk.choose_names(desk.options.names, everything=desk.options.all)
+    return _conclude(desk, _start_all(desk, names, is_paused=desk.options.paused))
+
+
+def restart(desk: Desk) -> int:
+    names = desk.choose_names(desk.options.names, everything=desk.options.all)
+    fates = {fate.name: fate for fate in _for_each(names, lambda name: _stop_one(desk, name, desk.options.timeout))}
+    stopped = [name for name in names if fates[name].error is None]
+    failed = [fates[name] for name in names if fates[name].error is not None]
+    return _conclude(desk, [*failed, *_start_all(desk, stopped, is_paused=False)])
+
+
+def stop(desk: Desk) -> int:
+    names = desk.choose_names(desk.options.names, everything=desk.options.all)
+    fates: list[Fate] = []
+    for layer in _list_stop_layers(desk, names):
+        fates += _for_each(layer, lambda name: _stop_one(desk, name, desk.options.timeout))
+    return _conclude(desk, fates)
+
+
+def kill(desk: Desk) -> int:
+    names = desk.choose_names(desk.options.names, everything=desk.options.all)
+    return _conclude(desk, _for_each(names, lambda name: _kill_one(desk, name)))
+
+
+def pause(desk: Desk) -> int:
+    names = desk.choose_names(desk.options.names, everything=desk.options.all)
+    return _conclude(desk, _for_each(names, lambda name: _tell_one(desk, name, "pause", "paused")))
+
+
+def resume(desk: Desk) -> int:
+    names = desk.choose_names(desk.options.names, everything=desk.options.all)
+    return _conclude(desk, _for_each(names, lambda name: _tell_one(desk, name, "resume", "resumed")))
+
+
+def wait(desk: Desk) -> int:
+    options = desk.options
+    name = desk.check_name(options.name)
+    started = time.monotonic()
+    if options.what == "stopped" and not look(desk.runtime, name).is_running:
+        seconds = 0.0
+    else:
+        _wait_for(desk, name, options.what, options.timeout)
+        seconds = time.monotonic() - started
+    desk.show({"name": name, "for": options.what, "seconds": round(seconds, 3)})
+    return 0
+
+
+# -- starting ----------------------------------------------------------------------------------------------------------
+
+
+def _start_all(desk: Desk, names: list[str], *, is_paused: bool) -> list[Fate]:
+    """Start `names` and what they depend on, one layer after the other; a layer waits for what the user waits for."""
+    fates: dict[str, Fate] = {}
+    for layer in build_start_layers(desk.fleet, names):
+        ready = []
+        for name in layer:
+            missing = [need for need in get_vm(desk.fleet, name).depends_on if fates[need].error is not None]
+            if missing:
+                error = StateError(
+                    f"{name} was not started: {missing[0]}, on which it depends, was not either",
+                    state="STOPPED",
+                    required=(missing[0],),
+                )
+                fates[name] = Fate(name, "failed", error=error)
+            else:
+                ready.append(name)
+        for fate in _for_each(ready, lambda name: _start_one(desk, name, is_paused=is_paused)):
+            fates[fate.name] = fate
+    return list(fates.values())
+
+
+def _start_one(desk: Desk, name: str, *, is_paused: bool) -> Fate:
+    started = time.monotonic()
+    vm = get_vm(desk.fleet, name)
+    if vm.limits.cpu is not None or vm.limits.memory_bytes is not None:
+        raise ConfigError(
+            f"[vm.{name}] limits cannot be kept yet", key=f"vm.{name}.limits", hint="leave them out for now"
+        )
+    files = open_instance_files(desk.runtime, name, is_shared=desk.location.is_shared)
+    with claim(desk.runtime, name, files) as lock:
+        outcome = "already running" if lock is None else "started"
+        if lock is not None:
+            _start_held(desk, name, lock, is_paused=is_paused)
+    if not is_paused and desk.options.wait != "running":
+        _wait_for(desk, name, desk.options.wait, desk.options.wait_timeout)
+    return Fate(name, outcome, time.monotonic() - started)
+
+
+def _start_held(desk: Desk, name: str, lock: int, *, is_paused: bool) -> None:
+    import asyncio
+
+    from control.spec.plain import to_plain
+    from control.vm.declared import plan_vm
+
+    vm = get_vm(desk.fleet, name)
+    files = open_instance_files(desk.runtime, name, is_shared=desk.location.is_shared)
+    record = look(desk.runtime, name).record
+    planned = asyncio.run(plan_vm(desk.fleet, vm, files, known_ports=record.ports if record is not None else {}))
+    for line in () if desk.is_json else planned.notes:
+        desk.note(line)
+    job = {
+        "name": name,
+        "adopt": False,
+        "spec": to_plain(planned.spec),
+        "ports": dict(planned.ports),
+        "restart": vm.restart,
+        "waits": is_paused,
+    }
+    start_supervisor(files, lock, job)
+
+
+def _wait_for(desk: Desk, name: str, what: str, timeout_s: float) -> None:
+    from control.vm.declared import find_ssh_port
+
+    params: dict[str, Any] = {"for": what, "timeout_s": max(timeout_s, 0.001)}
+    if what == "ssh":
+        record = look(desk.runtime, name).record
+        port = find_ssh_port(get_vm(desk.fleet, name), record.ports if record is not None else {})
+        if port is None:
+            raise ConfigError(f"{name} has no port for ssh", key=f"vm.{name}.ssh", hint='declare one: port = "auto"')
+        params["port"] = port
+    with connect(desk.runtime, name) as remote:
+        remote.call("wait", params, timeout_s=timeout_s + 30.0)
+
+
+# -- ending ------------------------------------------------------------------------------------------------------------
+
+
+def _list_stop_layers(desk: Desk, names: list[str]) -> list[list[str]]:
+    """Those that depend on others go first."""
+    layers = [[name for name in layer if name in names] for layer in build_start_layers(desk.fleet, names)]
+    return [layer for layer in reversed(layers) if layer]
+
+
+def _stop_one(desk: Desk, name: str, timeout_s: float) -> Fate:
+    started = time.monotonic()
+    with _reach_anyhow(desk, name) as remote:
+        if remote is None:
+            return Fate(name, "already stopped")
+        remote.call("stop", {"timeout_s": timeout_s}, timeout_s=timeout_s + 90.0)
+    _wait_until_free(desk, name)
+    return Fate(name, "stopped", time.monotonic() - started)
+
+
+def _kill_one(desk: Desk, name: str) -> Fate:
+    started = time.monotonic()
+    try:
+        with _reach_anyhow(desk, name) as remote:
+            if remote is None:
+                return Fate(name, "already stopped")
+            remote.call("kill", timeout_s=KILL_ANSWER_S)
+    except (WaitTimeout, StateError):
+        if not kill_directly(desk.runtime, name):
+            return Fate(name, "already stopped")
+    _wait_until_free(desk, name)
+    return Fate(name, "killed", time.monotonic() - started)
+
+
+def _tell_one(desk: Desk, name: str, method: str, outcome: str) -> Fate:
+    started = time.monotonic()
+    with connect(desk.runtime, name) as remote:
+        remote.call(method)
+    return Fate(name, outcome, time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _reach_anyhow(desk: Desk, name: str) -> Iterator[Remote | None]:
+    """Connect to the supervisor of a VM, also of one that is between two runs; None when nothing runs."""
+    seen = look(desk.runtime, name)
+    remote = find_remote(seen.files.control_socket)
+    if remote is None and seen.is_running:
+        try:
+            remote = connect(desk.runtime, name)
+        except StateError:
+            if look(desk.runtime, name).is_running:
+                raise
+    if remote is None and seen.files.directory.is_dir():
+        with hold(seen.files) as lock:
+            if lock is not None:
+                settle(look(desk.runtime, name))
+    with remote or contextlib.nullcontext():
+        yield remote
+
+
+def _wait_until_free(desk: Desk, name: str) -> None:
+    """Wait until the supervisor has left, so that the next command finds nothing of it."""
+    files = look(desk.runtime, name).files
+    deadline = time.monotonic() + GOING_S
+    while time.monotonic() < deadline:
+        with hold(files) as lock:
+            if lock is not None:
+                settle(look(desk.runtime, name))
+                return
+        seen = look(desk.runtime, name)
+        if seen.is_running and seen.state in ("STARTING", "RUNNING", "PAUSED"):
+            return  # somebody has started it again
+        time.sleep(GOING_LOOK_S)
+    raise WaitTimeout(f"the supervisor of {name} to leave", GOING_S)
+
+
+# -- many at once ------------------------------------------------------------------------------------------------------
+
+
+def _for_each(names: Iterable[str], work: Callable[[str], Fate]) -> list[Fate]:
+    """Do `work` for all of them at once; the failure of one is its fate and nobody else's."""
+
+    def attempt(name: str) -> Fate:
+        try:
+            return work(name)
+        except ControlError as error:
+            return Fate(name, "failed", error=error)
+        except OSError as error:
+            what = f"{error.filename}: " if error.filename else ""
+            return Fate(name, "failed", error=ControlError(f"{what}{error.strerror or error}"))
+
+    names = list(names)
+    if len(names) < 2:
+        return [attempt(name) for name in names]
+    with ThreadPoolExecutor(min(len(names), PARALLEL_MAX)) as pool:
+        return list(pool.map(attempt, names))
+
+
+def _conclude(desk: Desk, fates: list[Fate]) -> int:
+    """Say what became of each VM; the exit code is that of the first failure."""
+    exit_code = next((fate.error.exit_code for fate in fates if fate.error is not None), 0)
+    if desk.is_json:
+        desk.show({"vms": [fate.to_plain() for fate in fates], "exit_code": exit_code})
+        return exit_code
+    for fate in fates:
+        if fate.error is not None:
+            show_error(fate.error, is_json=False)
+        else:
+            took = f" ({format_duration(fate.seconds)})" if fate.seconds else ""
+            desk.note(f"{fate.name}: {fate.outcome}{took}")
+    return exit_code

@@ -1,0 +1,177 @@
+"""The way into `unhinged` (floor 4): options, the choice of the command, the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from control.cli.desk import Desk, show_error
+from control.errors import EXIT_ERROR, EXIT_INTERRUPTED, ConfigError, ControlError
+
+_SPLIT_AT_DASHES = ("exec", "ssh", "gdb")
+"""Commands whose last words are a command line of their own."""
+
+WAITS = ("running", "boot", "agent", "ssh")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong with a command line, so that it is shown as every other error is."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, hint=f"{self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; each command names the module and the function that does it."""
+    common = _Parser(add_help=False)
+    common.add_argument("-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="the configuration file")
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+    common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="say on stderr what is done")
+    parser = _Parser(prog="unhinged", description="Virtual machines kept in a file, driven by name.", parents=[common])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, does: str, summary: str) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary, parents=[common])
+        sub.set_defaults(does=does)
+        return sub
+
+    def add_one(name: str, does: str, summary: str) -> argparse.ArgumentParser:
+        sub = add(name, does, summary)
+        sub.add_argument("name", metavar="NAME")
+        return sub
+
+    def add_many(name: str, does: str, summary: str) -> argparse.ArgumentParser:
+        sub = add(name, does, summary)
+        sub.add_argument("names", metavar="NAME", nargs="*")
+        sub.add_argument("--all", action="store_true", help="all VMs of the file")
+        return sub
+
+    add("list", "show:list_vms", "list the VMs of the file, and which run")
+    add_many("status", "show:status", "say how VMs are doing")
+    for name, summary in (
+        ("start", "start VMs, and those they depend on"),
+        ("restart", "stop VMs and start them again"),
+    ):
+        sub = add_many(name, f"life:{name}", summary)
+        sub.add_argument("--wait", choices=WAITS, default="running", help="what to wait for")
+        sub.add_argument("--wait-timeout", type=_seconds, default=300.0, metavar="SECONDS")
+        if name == "restart":
+            sub.add_argument("--timeout", type=_seconds, default=20.0, metavar="SECONDS", help="before they are killed")
+        else:
+            sub.add_argument("--paused", action="store_true", help="do not let the guests run yet")
+    sub = add_many("stop", "life:stop", "shut VMs down, and kill those that do not go")
+    sub.add_argument("--timeout", type=_seconds, default=20.0, metavar="SECONDS", help="before they are killed (20)")
+    add_many("kill", "life:kill", "end VMs at once, as pulling the plug would")
+    add_many("pause", "life:pause", "let VMs stand still")
+    add_many("resume", "life:resume", "let VMs run on")
+    sub = add_one("wait", "life:wait", "wait until a VM is that far")
+    sub.add_argument("--for", dest="what", choices=(*WAITS, "stopped"), default="boot")
+    sub.add_argument("--timeout", type=_seconds, default=300.0, metavar="SECONDS")
+
+    sub = add_one("exec", "guest:exec_", "run a program in the guest: exec NAME -- PROGRAM ARGUMENT…")
+    sub.add_argument("--cwd")
+    sub.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    sub.add_argument("--user")
+    sub.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="kill it after so long")
+    sub.add_argument("-t", "--tty", action="store_true", help="give it a terminal, which is yours")
+    sub.add_argument("-n", "--no-stdin", action="store_true", help="give it nothing to read")
+    sub.add_argument("words", nargs="*", metavar="PROGRAM …")
+    sub = add_one("ssh", "ssh:ssh", "log in with ssh, or run a command: ssh NAME -- COMMAND…")
+    sub.add_argument("words", nargs="*", metavar="COMMAND …")
+    for name, summary in (("put", "copy files and trees into the guest"), ("get", "copy files and trees out of it")):
+        sub = add_one(name, f"guest:{name}", summary)
+        sub.add_argument("paths", nargs="+", metavar="PATH", help="sources, then where to")
+        sub.add_argument("--via", choices=("agent", "ssh"), help="which way (ssh where it is declared)")
+    sub = add_one("send", "guest:send", "send the guest a message and print its answer")
+    sub.add_argument("text")
+    sub.add_argument("--details", default="{}", metavar="JSON")
+    sub.add_argument("--timeout", type=_seconds, default=60.0, metavar="SECONDS")
+
+    sub = add_one("logs", "logs:logs", "show what the VM has written")
+    sub.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
+    sub.add_argument("-n", "--lines", type=int, metavar="N", help="only the last lines")
+    sub.add_argument("--log", choices=("serial", "hvc0", "qemu", "messages", "supervisor"), default="serial")
+    sub = add_one("qmp", "machine:qmp", "run a QMP command")
+    sub.add_argument("qmp_command", metavar="COMMAND")
+    sub.add_argument("arguments", nargs="?", default="{}", metavar="JSON")
+    sub = add_one("monitor", "machine:monitor", "run a line of QEMU's monitor")
+    sub.add_argument("words", nargs="+", metavar="WORD")
+    sub = add_one("screenshot", "machine:screenshot", "save a picture of the guest's screen")
+    sub.add_argument("path", metavar="FILE.png")
+
+    sub = add("config", "configuration:config", "look at the configuration")
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("check", help="show all that is wrong with the file", parents=[common])
+    actions.add_parser("show", help="show what a VM comes to, and its command line", parents=[common]).add_argument(
+        "name", metavar="NAME"
+    )
+    actions.add_parser("schema", help="print the schema for editors", parents=[common])
+    add_one("explain", "configuration:explain", "say what each option of a VM's command line does")
+    add("version", "configuration:version", "say which versions this is made of")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a time in seconds")
+    return seconds
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read a command line. Raises ConfigError."""
+    words, behind = list(words), []
+    command = next((word for word in words if word in _SPLIT_AT_DASHES), None)
+    if command is not None and "--" in words:
+        at = words.index("--")
+        words, behind = words[:at], words[at + 1 :]
+    options = build_parser().parse_args(words)
+    for name, value in (("config", None), ("json", False), ("debug", False)):
+        if not hasattr(options, name):
+            setattr(options, name, value)
+    if options.command in _SPLIT_AT_DASHES:
+        options.words += behind
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = sys.argv[1:] if words is None else words
+    is_json = "--json" in (words[: words.index("--")] if "--" in words else words)
+    try:
+        options = parse(words)
+        if options.debug:
+            from control.log import show_debug_log
+
+            show_debug_log()
+        module, function = options.does.split(":")
+        exit_code: int = getattr(importlib.import_module(f"control.cli.{module}"), function)(Desk(options))
+    except ControlError as error:
+        return show_error(error, is_json=is_json)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return _leave_quietly()
+        what = f"{error.filename}: " if error.filename else ""
+        return show_error(ControlError(f"{what}{error.strerror or error}"), is_json=is_json)
+    except KeyboardInterrupt:
+        if is_json:
+            return show_error(_interrupted(), is_json=True)
+        return EXIT_INTERRUPTED
+    return exit_code
+
+
+def _interrupted() -> ControlError:
+    error = ControlError("interrupted")
+    error.exit_code = EXIT_INTERRUPTED
+    return error
+
+
+def _leave_quietly() -> int:
+    """Whoever read our output wants no more of it."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return EXIT_ERROR

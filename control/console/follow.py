@@ -1,0 +1,58 @@
+"""Follows a file that somebody else writes, as `tail -f` does (floor 2); blocking, for commands."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+from collections.abc import Iterator
+
+from control.errors import HostError
+
+_IN_MODIFY = 0x00000002
+"""linux/inotify.h."""
+
+_PIECE_BYTES = 1 << 16
+_LOOK_S = 5.0
+"""Some file systems (those of a network among them) tell of no change."""
+
+
+def follow(descriptor: int, writer: int) -> Iterator[bytes]:
+    """Yield what is in the open file `descriptor` from where it stands, as it comes, until its writer has ended.
+
+    Args:
+        writer: A pidfd of the process that writes it.
+
+    Raises:
+        HostError: The kernel cannot tell of changes of the file.
+    """
+    watch = _open_watch(descriptor)
+    try:
+        poller = select.poll()
+        poller.register(watch, select.POLLIN)
+        poller.register(writer, select.POLLIN)
+        has_ended = False
+        while True:
+            # Looked at after the writer has ended as well: what it wrote last is part of the file.
+            while piece := os.read(descriptor, _PIECE_BYTES):
+                yield piece
+            if has_ended:
+                return
+            for found, _ in poller.poll(_LOOK_S * 1000):
+                if found == watch:
+                    os.read(watch, _PIECE_BYTES)
+                else:
+                    has_ended = True
+    finally:
+        os.close(watch)
+
+
+def _open_watch(descriptor: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch: int = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    if watch < 0:
+        raise HostError(f"files cannot be watched here: {os.strerror(ctypes.get_errno())}")
+    if libc.inotify_add_watch(watch, f"/proc/self/fd/{descriptor}".encode(), ctypes.c_uint32(_IN_MODIFY)) < 0:
+        os.close(watch)
+        raise HostError(f"the file cannot be watched: {os.strerror(ctypes.get_errno())}")
+    return watch

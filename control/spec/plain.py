@@ -1,0 +1,64 @@
+"""A specification as plain data and back (floor 1): how it is kept in `state.json` and handed to a supervisor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from control.errors import ConfigError
+from control.spec.network import Forward, Network
+from control.spec.vm_spec import Boot, DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
+
+_BOOTS: dict[str, type[Boot]] = {"direct": DirectBoot, "iso": IsoBoot, "disk": DiskBoot}
+_PATHS = {"path", "kernel", "initrd", "iso", "ovmf", "directory"}
+
+
+def to_plain(spec: Spec) -> dict[str, Any]:
+    """Return `spec` as values that JSON knows."""
+    plain = _flatten(spec)
+    plain["kind"] = "raw" if isinstance(spec, RawSpec) else "declared"
+    if isinstance(spec, VMSpec):
+        plain["boot"]["kind"] = next(name for name, kind in _BOOTS.items() if isinstance(spec.boot, kind))
+    result: dict[str, Any] = plain
+    return result
+
+
+def from_plain(plain: Mapping[str, Any]) -> Spec:
+    """Return the specification that `to_plain` was given.
+
+    Raises:
+        ConfigError: It is none, or that of another version.
+    """
+    try:
+        values = dict(plain)
+        kind = values.pop("kind")
+        values["networks"] = tuple(Network(**network) for network in values["networks"])
+        values["forwards"] = tuple(Forward(**forward) for forward in values["forwards"])
+        values["share"] = Share(**_with_paths(values["share"])) if values["share"] is not None else None
+        values = _with_paths(values)
+        if kind == "raw":
+            return RawSpec(**{**values, "words": tuple(values["words"])})
+        if kind != "declared":
+            raise ValueError(f"kind is {kind!r}")
+        boot = _with_paths(values["boot"])
+        values["boot"] = _BOOTS[boot.pop("kind")](**boot)
+        values["disks"] = tuple(Disk(**_with_paths(disk)) for disk in values["disks"])
+        return VMSpec(**{**values, "extra_args": tuple(values["extra_args"])})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"what is kept of the VM cannot be read: {error!r}", hint="stop it and start it again with this version"
+        ) from error
+
+
+def _flatten(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _flatten(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_flatten(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _with_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: Path(value) if key in _PATHS and value is not None else value for key, value in values.items()}

@@ -1,0 +1,425 @@
+"""What a supervisor does for its callers (floor 3): the methods of docs/control.md, each on one living VM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from control.errors import ControlError, HostError, StateError, WaitTimeout
+from control.paths import InstanceFiles
+from control.vm.instance import read_record
+from control.vm.listener import Carrier, Listener
+from control.vm.rpc import Call, Method
+from control.vm.states import State
+from control.vm.vm import VM, build_command
+from control.wire import Message
+
+STOP_TIMEOUT_S = 20.0
+WAIT_TIMEOUT_S = 300.0
+NOTES_MAX = 50
+LOOK_S = 0.05
+"""How often something that has no event of its own is looked at."""
+
+SSH_LOOK_S = 0.2
+BANNER_WAIT_S = 5.0
+VIEWER_BACKLOG_BYTES = 4 * 1024 * 1024
+HISTORY_MAX_BYTES = 1024 * 1024
+
+_Value = TypeVar("_Value")
+
+
+class Fan(Listener):
+    """Hears the VM, and passes its console on to any number of viewers; none of them can hold the guest up."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self._viewers: set[Viewer] = set()
+
+    def add(self, viewer: Viewer) -> None:
+        self._viewers.add(viewer)
+
+    def remove(self, viewer: Viewer) -> None:
+        self._viewers.discard(viewer)
+
+    async def on_console(self, chunk: bytes) -> None:
+        for viewer in self._viewers:
+            viewer.take(chunk)
+
+    async def on_text(self, text: bytes) -> None: ...
+
+    async def on_message(self, message: Message, carrier: Carrier) -> None: ...
+
+    def on_phase(self, phase: str, seconds: float) -> None: ...
+
+    def on_note(self, note: str) -> None:
+        self.notes.append(note)
+        del self.notes[:-NOTES_MAX]
+
+
+class Viewer:
+    """The console on its way to one caller; what is too much for a slow one is counted and left out."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._missed = 0
+        self._came = asyncio.Event()
+
+    def take(self, chunk: bytes) -> None:
+        room = VIEWER_BACKLOG_BYTES - len(self._held)
+        self._held += chunk[:room]
+        self._missed += max(0, len(chunk) - room)
+        self._came.set()
+
+    async def next(self) -> tuple[bytes, int]:
+        """Return what has come, and how many bytes had to be left out after it."""
+        await self._came.wait()
+        self._came.clear()
+        held, missed = bytes(self._held), self._missed
+        self._held.clear()
+        self._missed = 0
+        return held, missed
+
+
+class Service:
+    """The methods of one supervisor.
+
+    Attributes:
+        vm: None while there is none: before it is started again.
+        given_up: Set once somebody asked for its end: it is then not started again.
+        over: Set once there is no VM, and will be none.
+        restarts: How often it was started again.
+    """
+
+    def __init__(self, name: str, files: InstanceFiles, fan: Fan) -> None:
+        self.vm: VM | None = None
+        self.given_up = asyncio.Event()
+        self.over = asyncio.Event()
+        self.restarts = 0
+        self._name = name
+        self._files = files
+        self._fan = fan
+
+    @property
+    def methods(self) -> Mapping[str, Method]:
+        return {
+            "status": self._status,
+            "stop": self._stop,
+            "kill": self._kill,
+            "pause": self._pause,
+            "resume": self._resume,
+            "wait": self._wait,
+            "exec": self._exec,
+            "put": self._put,
+            "get": self._get,
+            "send": self._send,
+            "qmp": self._qmp,
+            "monitor": self._monitor,
+            "screenshot": self._screenshot,
+            "serial": self._serial,
+        }
+
+    def _living(self) -> VM:
+        if self.vm is None:
+            raise StateError(
+                f"{self._name} does not run: it is about to be started again",
+                state="FAILED",
+                required=("RUNNING",),
+                hint=f"unhinged wait {self._name}, or end it: unhinged stop {self._name}",
+            )
+        return self.vm
+
+    async def _status(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        record = read_record(self._files)
+        vm = self.vm
+        runstate = None
+        if vm is not None:
+            with contextlib.suppress(ControlError):  # one that is just ending has none
+                runstate = await vm.monitor.query_runstate(timeout_s=1.0)
+        return {
+            "name": self._name,
+            "state": vm.state.value if vm is not None else (record.state if record is not None else "STOPPED"),
+            "runstate": runstate,
+            "pid": vm.process.pid if vm is not None and vm.process.running else None,
+            "accelerator": vm.accelerator if vm is not None else "",
+            "started_at": record.started_at if record is not None else "",
+            "has_agent": record is not None and record.agent,
+            "agent_ready": vm is not None and vm.agent_is_ready,
+            "phases": dict(vm.phases) if vm is not None else {},
+            "restarts": self.restarts,
+            "trouble": str(vm.trouble) if vm is not None and vm.trouble is not None else "",
+            "notes": list(self._fan.notes),
+            "supervisor_pid": os.getpid(),
+        }
+
+    async def _stop(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        self.given_up.set()
+        started = time.monotonic()
+        if (vm := self.vm) is None:  # between two runs, or only just starting
+            await self.over.wait()
+            return {"how": "gone", "seconds": round(time.monotonic() - started, 3)}
+        timeout_s = params.get("timeout_s", STOP_TIMEOUT_S)
+        hurry = asyncio.get_running_loop().call_later(timeout_s, vm.hurry.set)
+        try:
+            how = await vm.stop(patience_s=max(timeout_s, LOOK_S))
+        finally:
+            hurry.cancel()
+        return {"how": how, "seconds": round(time.monotonic() - started, 3)}
+
+    async def _kill(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        self.given_up.set()
+        if self.vm is not None:
+            await self.vm.kill()
+        else:
+            await self.over.wait()
+        return {}
+
+    async def _pause(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        vm = self._living()
+        if vm.state is State.RUNNING:
+            await vm.monitor.execute("stop")
+            await self._until(vm, lambda: vm.state is not State.RUNNING, "the VM to stand still", 10.0)
+        if vm.state is not State.PAUSED:
+            raise StateError(f"{self._name} cannot be paused now", state=vm.state.value, required=("RUNNING",))
+        return {"state": vm.state.value}
+
+    async def _resume(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        vm = self._living()
+        if vm.state not in (State.STARTING, State.PAUSED, State.RUNNING):
+            raise StateError(f"{self._name} cannot be resumed now", state=vm.state.value, required=("PAUSED",))
+        if vm.state is not State.RUNNING:
+            await vm.resume()
+        return {"state": vm.state.value}
+
+    # -- waiting ---------------------------------------------------------------------------------------------------
+
+    async def _wait(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        what, timeout_s = params["for"], params.get("timeout_s", WAIT_TIMEOUT_S)
+        started = time.monotonic()
+        vm = self._living()
+        if what == "stopped":
+            await self._wait_for_end(vm, timeout_s)
+        elif what == "running":
+            await self._until(vm, lambda: vm.state is State.RUNNING, "the VM to run", timeout_s)
+        elif what == "boot":
+            await self._until(vm, lambda: vm.watch.up, "the guest to come up", timeout_s)
+        elif what == "agent":
+            if not vm.has_agent:
+                raise StateError(
+                    f"{self._name} has no agent port",
+                    state=vm.state.value,
+                    required=("agent = true",),
+                    hint="wait for boot or ssh, or declare agent = true",
+                )
+            await self._until(vm, lambda: vm.agent_is_ready, "the guest's agent", timeout_s)
+        else:
+            await self._wait_for_ssh(vm, params["port"], timeout_s)
+        return {"seconds": round(time.monotonic() - started, 3)}
+
+    async def _until(self, vm: VM, reached: Any, what: str, timeout_s: float) -> None:
+        """Wait for what has no event of its own. Raises what the VM ended of, or what seems wrong with its guest."""
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            self._raise_end(vm)
+            if vm.trouble is not None and what != "the VM to stand still":
+                raise vm.trouble
+            if time.monotonic() > deadline:
+                raise WaitTimeout(what, timeout_s, last_seen=vm.watch.last_lines(8))
+            await asyncio.sleep(LOOK_S)
+
+    def _raise_end(self, vm: VM) -> None:
+        if not vm.ended.done():
+            return
+        ending = vm.ended.result()
+        if ending.error is not None:
+            raise ending.error
+        raise StateError(f"{self._name} has ended: {ending.how}", state="STOPPED", required=("RUNNING",))
+
+    async def _wait_for_end(self, vm: VM, timeout_s: float) -> None:
+        done, _ = await asyncio.wait((vm.ended,), timeout=timeout_s)
+        if not done:
+            raise WaitTimeout(f"the end of {self._name}", timeout_s, last_seen=vm.watch.last_lines(4))
+
+    async def _wait_for_ssh(self, vm: VM, port: int, timeout_s: float) -> None:
+        """An open port says nothing: QEMU takes connections for a guest that is not up. The banner does (RFC 4253)."""
+        deadline = time.monotonic() + timeout_s
+        while not await _has_banner(port):
+            self._raise_end(vm)
+            if time.monotonic() > deadline:
+                raise WaitTimeout(
+                    f"an ssh server behind port {port}",
+                    timeout_s,
+                    last_seen=vm.watch.last_lines(8),
+                    hint="does one run in the guest? its port there is vm_port",
+                )
+            await asyncio.sleep(SSH_LOOK_S)
+
+    # -- the guest -------------------------------------------------------------------------------------------------
+
+    async def _exec(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        from control.agent.process import Terminal
+
+        vm = self._living()
+        await self._wait_for_agent(vm, params.get("start_timeout_s", 10.0))
+        terminal = Terminal(**params["terminal"]) if params.get("terminal") else None
+        process = await vm.guest.exec(
+            params["argv"],
+            cwd=params.get("cwd"),
+            env=params.get("env"),
+            user=params.get("user"),
+            stdin=params.get("stdin", False),
+            terminal=terminal,
+            timeout_s=params.get("timeout_s"),
+        )
+        call.on_signal = process.send_signal
+        call.on_resize = process.resize
+        async with process:
+            feeding = asyncio.create_task(_feed(call, process.stdin))
+            try:
+                outputs = [("stdout", process.stdout), ("stderr", process.stderr)]
+                async with asyncio.TaskGroup() as tasks:
+                    for name, stream in outputs:
+                        if stream is not None:
+                            tasks.create_task(_pour(call, name, stream))
+                    waiting = tasks.create_task(process.wait())
+                return vars(waiting.result())
+            except BaseExceptionGroup as group:
+                raise _first(group) from None
+            finally:
+                feeding.cancel()
+                await asyncio.gather(feeding, return_exceptions=True)
+
+    async def _wait_for_agent(self, vm: VM, timeout_s: float) -> None:
+        if not vm.agent_is_ready:
+            vm.agent  # noqa: B018 - raises for a VM that has no agent port
+            await self._until(vm, lambda: vm.agent_is_ready, "the guest's agent", timeout_s)
+
+    async def _put(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        vm = self._living()
+        await self._wait_for_agent(vm, 10.0)
+        copied = await vm.guest.put(params["sources"], params["target"], owner=params.get("owner", False))
+        return _plain(copied)
+
+    async def _get(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        vm = self._living()
+        await self._wait_for_agent(vm, 10.0)
+        copied = await vm.guest.get(params["sources"], params["target"], owner=params.get("owner", False))
+        return _plain(copied)
+
+    async def _send(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        vm = self._living()
+        envelope = params.get("envelope") or build_command("command", params["text"], params.get("details", {}))
+        answer = await vm.send(envelope, timeout_s=params.get("timeout_s", 60.0))
+        return {"answer": answer.envelope}
+
+    # -- QEMU ------------------------------------------------------------------------------------------------------
+
+    async def _qmp(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        return {"return": await self._living().monitor.execute(params["command"], params.get("arguments"))}
+
+    async def _monitor(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        return {"text": await self._living().monitor.human(params["line"])}
+
+    async def _screenshot(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        from control.vm.screen import save_screenshot
+
+        path = Path(params["path"])
+        await save_screenshot(self._living().monitor, path)
+        return {"path": str(path), "bytes": path.stat().st_size}
+
+    async def _serial(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """Show the console, what it showed last first, and type what the caller sends, until they hang up."""
+        vm = self._living()
+        viewer = Viewer()
+        self._fan.add(viewer)
+        typing = asyncio.create_task(_type(call, vm))
+        try:
+            history = min(params.get("history_bytes", 0), HISTORY_MAX_BYTES)
+            if history:
+                await call.send_output("console", _read_end(self._files.serial_log, history))
+            while True:
+                data, missed = await _first_of(viewer.next(), vm.ended)
+                await call.send_output("console", data)
+                if missed:
+                    await call.notify("missed", {"bytes": missed})
+        except _EndedError:
+            return {"how": vm.ended.result().how}
+        finally:
+            self._fan.remove(viewer)
+            typing.cancel()
+            await asyncio.gather(typing, return_exceptions=True)
+
+
+class _EndedError(Exception):
+    """The VM has ended while something else was waited for."""
+
+
+async def _first_of(work: Awaitable[_Value], ended: asyncio.Future[Any]) -> _Value:
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((task, ended), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise _EndedError
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _type(call: Call, vm: VM) -> None:
+    while (data := await call.read_input()) is not None:
+        await vm.type(data)
+
+
+async def _feed(call: Call, stdin: Any) -> None:
+    """Carry what the caller sends to the program; one that wants no more of it does not end for that."""
+    from control.errors import AgentProtocolError
+
+    if stdin is None:
+        return
+    with contextlib.suppress(AgentProtocolError):
+        while (data := await call.read_input()) is not None:
+            stdin.write(data)
+            await stdin.drain(0)
+        stdin.close()
+
+
+async def _pour(call: Call, name: str, stream: Any) -> None:
+    while chunk := await stream.read():
+        await call.send_output(name, chunk)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of ours in `group`; the others follow from it."""
+    return next((error for error in group.exceptions if isinstance(error, ControlError)), group.exceptions[0])
+
+
+def _plain(copied: Any) -> dict[str, Any]:
+    return {key: value for key, value in vars(copied).items() if isinstance(value, int | float | str | bool)}
+
+
+async def _has_banner(port: int) -> bool:
+    try:
+        async with asyncio.timeout(BANNER_WAIT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                return (await reader.read(4)).startswith(b"SSH-")
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+    except (OSError, TimeoutError):
+        return False
+
+
+def _read_end(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            return file.read(size)
+    except OSError as error:
+        raise HostError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,230 @@
+"""The process behind one VM of a fleet (floor 3): it owns the QEMU, answers on `control.socket`, starts it again.
+
+Started by `control.vm.reach` with the instance's lock already held and a job on its stdin. Killed outright, it leaves
+QEMU running; the next command starts another, which adopts the VM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from control.errors import ControlError, HostError
+from control.log import LOG
+from control.paths import InstanceFiles
+from control.spec import Spec
+from control.spec.plain import from_plain
+from control.vm.instance import Record, find_running, read_record, write_record
+from control.vm.rpc import serve
+from control.vm.service import Fan, Service
+from control.vm.states import State
+from control.vm.vm import VM, Ending, adopt_vm, open_vm
+from control.wire.failure import build_failure
+
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 60.0
+CALM_S = 60.0
+"""A VM that has run for so long before it failed is started again after the first pause, not the next longer one."""
+
+
+class Supervisor:
+    """Sees one instance through all its runs."""
+
+    def __init__(self, files: InstanceFiles, job: Mapping[str, Any], report: Report) -> None:
+        self._files = files
+        self._name: str = job["name"]
+        self._fan = Fan()
+        self._service = Service(self._name, files, self._fan)
+        self._report = report
+        self._leave = asyncio.Event()
+        self._adopts: bool = job["adopt"]
+        self._spec: Spec | None = from_plain(job["spec"]) if job.get("spec") else None
+        self._ports: dict[str, int] = job.get("ports", {})
+        self._restart: str = job.get("restart", "no")
+        self._waits: bool = job.get("waits", False)
+
+    async def run(self) -> None:
+        """Serve until the VM has ended for good, or we are told to go. Raises what kept it from starting."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._leave.set)
+        async with serve(self._files.control_socket, self._service.methods):
+            try:
+                await self._run_again_and_again()
+            finally:
+                self._service.over.set()
+
+    async def _run_again_and_again(self) -> None:
+        pause_s = BACKOFF_FIRST_S
+        while True:
+            started = time.monotonic()
+            ending = await self._run_once()
+            if ending is None or not self._is_wanted_again(ending):
+                return
+            if time.monotonic() - started > CALM_S:
+                pause_s = BACKOFF_FIRST_S
+            LOG.info("%s ended (%s); it is started again in %g s", self._name, ending.how, pause_s)
+            if not await self._pause(pause_s):
+                return
+            pause_s = min(pause_s * 2, BACKOFF_MAX_S)
+            self._service.restarts += 1
+            self._adopts = False
+
+    async def _run_once(self) -> Ending | None:
+        """One life of the VM; None when it runs on without us."""
+        try:
+            async with self._open() as vm:
+                self._service.vm = vm
+                self._report.tell_success()
+                if self._service.given_up.is_set():  # somebody asked for its end while it was starting
+                    await vm.stop(gently=False)
+                ending = await self._see_through(vm)
+                if ending is None:
+                    vm.detach()
+                    return None
+        except ControlError as error:
+            self._note(error)
+            if self._report.tell_failure(error) or self._restart == "no":
+                raise
+            ending = Ending("it could not be started", error)
+        finally:
+            self._service.vm = None
+        if ending.error is not None:
+            self._note(ending.error)
+        return ending
+
+    @contextlib.asynccontextmanager
+    async def _open(self) -> AsyncIterator[VM]:
+        """Start the VM, or take over the one that runs, and let its guest run."""
+        if not self._adopts:
+            if self._spec is None:
+                raise HostError(f"{self._name} cannot be started again: nothing is kept of what it is")
+            async with open_vm(
+                self._spec,
+                self._files,
+                self._fan,
+                for_person=True,
+                outlives_us=True,
+                ports=self._ports,
+                restart=self._restart,
+                waits=self._waits,
+            ) as vm:
+                if not self._waits:
+                    await vm.resume()
+                yield vm
+            return
+        record = read_record(self._files)
+        process = find_running(self._files, record)
+        if record is None or process is None:
+            raise HostError(f"{self._name} has just ended", hint=f"unhinged start {self._name}")
+        self._take_record(record)
+        async with adopt_vm(record, self._files, process, self._fan, for_person=True) as vm:
+            try:
+                await self._catch_up(vm)
+            except ControlError:
+                vm.detach()  # it runs; that we cannot reach it is no reason to end it
+                raise
+            yield vm
+
+    def _take_record(self, record: Record) -> None:
+        self._spec = from_plain(record.spec) if record.spec.get("kind") else None
+        self._ports = {key: port for key, port in record.ports.items() if isinstance(port, int)}
+        self._restart = record.restart
+        self._waits = record.waits
+
+    async def _catch_up(self, vm: VM) -> None:
+        """Finish what the supervisor before us had begun."""
+        runstate = await vm.monitor.query_runstate()
+        if runstate == "prelaunch":
+            if not self._waits:
+                await vm.resume()
+        elif vm.state is State.STOPPING:
+            await vm.stop()
+        else:
+            await vm.take_runstate(runstate)
+
+    async def _see_through(self, vm: VM) -> Ending | None:
+        leaving = asyncio.ensure_future(self._leave.wait())
+        try:
+            await asyncio.wait((vm.ended, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+        return vm.ended.result() if vm.ended.done() else None
+
+    def _is_wanted_again(self, ending: Ending) -> bool:
+        if self._service.given_up.is_set() or self._leave.is_set():
+            return False
+        return self._restart == "always" or (self._restart == "on-failure" and ending.error is not None)
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait before the next start; False when nobody wants it any more."""
+        tasks = [asyncio.ensure_future(event.wait()) for event in (self._leave, self._service.given_up)]
+        try:
+            await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return not (self._leave.is_set() or self._service.given_up.is_set())
+
+    def _note(self, error: ControlError) -> None:
+        """Keep with the instance what it failed of: the next `status` tells."""
+        LOG.info("%s: %s", self._name, error)
+        with contextlib.suppress(ControlError):  # the disk may be what failed
+            record = read_record(self._files)
+            if record is not None and record.state in (State.FAILED.value, State.STOPPED.value):
+                note = str(error)[:1000]
+                write_record(self._files, replace(record, state=State.FAILED.value, note=note))
+
+
+class Report:
+    """Tells whoever started us, once, whether the VM runs."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def tell_success(self) -> None:
+        self._tell({"ok": True})
+
+    def tell_failure(self, error: ControlError) -> bool:
+        """Whether there was still somebody to be told."""
+        return self._tell({"error": build_failure(error)})
+
+    def _tell(self, word: Mapping[str, Any]) -> bool:
+        if self._descriptor < 0:
+            return False
+        descriptor, self._descriptor = self._descriptor, -1
+        with contextlib.suppress(BrokenPipeError):  # they have gone; the VM is none the worse for it
+            os.write(descriptor, json.dumps(word).encode() + b"\n")
+        os.close(descriptor)
+        return True
+
+
+def main(report_descriptor: int) -> int:
+    """Run a supervisor for the job on stdin."""
+    report = Report(report_descriptor)
+    try:
+        job = json.load(sys.stdin)
+        sys.stdin.close()
+        os.open(os.devnull, os.O_RDONLY)  # takes the number 0 again, so that nothing else does
+        files = InstanceFiles(Path(job["directory"]), Path(job["sockets"]))
+        asyncio.run(_run(files, job, report))
+    except ControlError as error:
+        report.tell_failure(error)
+        return error.exit_code
+    except Exception as error:
+        LOG.exception("the supervisor failed")
+        report.tell_failure(ControlError(f"an error of ours: {error!r}", hint="please report it"))
+        return 1
+    return 0
+
+
+async def _run(files: InstanceFiles, job: Mapping[str, Any], report: Report) -> None:
+    await Supervisor(files, job, report).run()

@@ -1,0 +1,164 @@
+"""Runs `unhinged` on a fleet of paused VMs (imported by the tests of this folder): real QEMUs, no guests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from control.paths import ROOT, InstanceFiles, find_instance_files
+from control.wire.schema import explain
+
+COMMAND = (
+    sys.executable,
+    "-P",
+    "-c",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from control.cli.main import main; sys.exit(main(sys.argv[1:]))",
+)
+PLAIN = """
+[vm.{name}]
+disk = "{name}.img"
+memory = "64M"
+cpus = 1
+accel = "tcg"
+agent = false
+"""
+HALT = b"\xf4\xeb\xfd".ljust(510, b"\0") + b"\x55\xaa"
+"""A boot sector that does nothing, for ever: hlt, and a jump back to it."""
+
+WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.stdout)
+
+
+class Desk:
+    """A directory with a configuration, and the command run in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.runtime = directory / ".unhinged"
+
+    def write(self, text: str) -> None:
+        (self.directory / "unhinged.toml").write_text(text)
+
+    def declare(self, *names: str, more: str = "") -> None:
+        """Declare VMs that boot and then do nothing; `more` follows the last of them."""
+        for name in names:
+            (self.directory / f"{name}.img").write_bytes(HALT.ljust(1 << 20, b"\0"))
+        self.write("".join(PLAIN.format(name=name) for name in names) + more)
+
+    def begin(self, *words: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+        environment = {**os.environ, "HOME": str(self.directory)}
+        return subprocess.Popen(
+            [*COMMAND, *words],
+            cwd=self.directory,
+            env=environment,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: str) -> Done:
+        return finish(self.begin(*words))
+
+    def ask(self, schema: str, *words: str) -> Any:
+        """Run a command with --json and return its document, which fits its schema or that of an error."""
+        done = self.run("--json", *words)
+        document = done.document
+        wrong = explain(
+            "cli/error" if "error" in document and "kind" in document["error"] else f"cli/{schema}", document
+        )
+        assert not wrong, f"{wrong}\n{done.stdout}"
+        assert "Traceback" not in done.stderr
+        return document
+
+    def start(self, *names: str) -> None:
+        done = self.run("start", "--paused", *names)
+        assert done.exit_code == 0, done.stderr
+
+    def status(self, name: str) -> Any:
+        return self.ask("status", "status", name)
+
+    def files(self, name: str) -> InstanceFiles:
+        return find_instance_files(self.runtime, name)
+
+    def processes(self) -> list[int]:
+        """The QEMUs and supervisors of this directory."""
+        needle = os.fsencode(self.directory)
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal() and int(entry.name) != os.getpid():
+                try:
+                    words = (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue  # it has just ended
+                if needle in words and (b"qemu-system" in words or b"supervise.py" in words):
+                    found.append(int(entry.name))
+        return found
+
+    def wait_until_gone(self) -> None:
+        deadline = time.monotonic() + WITHIN_S
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not self.processes(), "processes were left behind"
+
+
+def finish(process: subprocess.Popen[str]) -> Done:
+    with process:
+        stdout, stderr = process.communicate(timeout=WITHIN_S)
+    assert "Traceback" not in stderr, stderr
+    return Done(process.returncode, stdout, stderr)
+
+
+def end_at_once(pid: int) -> None:
+    """Kill a process that is not our child, and wait until it is gone."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        deadline = time.monotonic() + WITHIN_S
+        while is_alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.005)
+    finally:
+        os.close(descriptor)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie that nobody has buried does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
+@contextmanager
+def open_desk(directory: Path) -> Iterator[Desk]:
+    """A desk in `directory`; nothing of it runs when the body is left."""
+    desk = Desk(directory)
+    try:
+        yield desk
+    finally:
+        for pid in desk.processes():
+            end_at_once(pid)
+        for path in directory.rglob("*.socket"):
+            path.unlink(missing_ok=True)
