@@ -39,7 +39,6 @@ from control.log import LOG
 from control.monitor import Monitor, MonitorEvent, open_monitor
 from control.paths import InstanceFiles
 from control.process.handle import Keeper, ProcessHandle, start_keeper, start_process
-from control.share.watch import make_mailboxes, watch_mailboxes
 from control.spec import RawSpec, Spec
 from control.spec.plain import to_plain
 from control.vm.instance import Record, read_host_boot_id, remove_stale_files, write_atomically, write_record
@@ -318,6 +317,8 @@ class VM:
             self._start_task(self._agent.serve())
             self._start_task(self._announce_agent(self._agent))
         if self._record.share:
+            from control.share.watch import make_mailboxes, watch_mailboxes  # few VMs have one
+
             share = Path(self._record.share)
             make_mailboxes(share)
             self._start_task(watch_mailboxes(share, self._nudge_agent, self._traffic.take_share))
@@ -344,7 +345,7 @@ class VM:
     async def _pump_console(self, console: ConsoleChannel, traffic: Traffic) -> None:
         async for chunk in console.chunks():
             self.watch.feed(chunk)
-            if "kernel" not in self.phases and b"Linux version " in chunk:
+            if self.watch.kernel_spoke:
                 self._reach("kernel")
             await self._listener.on_console(chunk)
             await traffic.take_console(chunk)

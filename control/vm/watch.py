@@ -15,6 +15,7 @@ from control.units import format_duration
 from control.vm.causes import PANIC, Cause, find_cause, looks_like_prompt
 
 EVIDENCE_LINES = 12
+KERNEL_NAME = b"Linux version "
 END_LINES = 40
 BUSY_SHARE = 0.6
 """A guest that waits for something halts its CPUs; one that spins uses more than this share of one."""
@@ -42,15 +43,17 @@ class BootWatch:
 
     Attributes:
         up: The guest has come up: its agent answered, or its console shows a login.
+        kernel_spoke: Linux has said its name.
     """
 
     def __init__(self, times: WatchTimes) -> None:
         self._times = times
         self._tail = ConsoleTail()
         self._spoke = asyncio.Event()
-        self._kernel_spoke = False
+        self._before = b""
         self._bytes = 0
         self.up = False
+        self.kernel_spoke = False
 
     def start_clock(self) -> None:
         """Let the time of silence begin: the guest's CPUs run from now on, and may never say a word."""
@@ -59,6 +62,10 @@ class BootWatch:
     def feed(self, chunk: bytes) -> None:
         """Take in console bytes."""
         self._tail.feed(chunk)
+        if not self.kernel_spoke:
+            seen = self._before + chunk
+            self.kernel_spoke = KERNEL_NAME in seen
+            self._before = seen[1 - len(KERNEL_NAME) :]  # it may come in pieces
         self._bytes += len(chunk)
         self._spoke.set()
 

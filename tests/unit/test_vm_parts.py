@@ -178,6 +178,18 @@ async def test_speaking_again_ends_a_silence() -> None:
         assert await waiting is False
 
 
+@pytest.mark.parametrize("size", [1, 5, 13, 100])
+def test_a_kernel_is_heard_however_its_first_line_is_cut(size: int) -> None:
+    watch = BootWatch(SHORT)
+    said = b"SeaBIOS\r\n[    0.000000] Linux version 6.1.0-18-amd64 (debian"
+    end = said.index(b"6.1")
+    for at in range(0, end - 1, size):
+        watch.feed(said[at : min(at + size, end - 1)])
+    assert not watch.kernel_spoke
+    watch.feed(said[end - 1 :])
+    assert watch.kernel_spoke
+
+
 def test_a_login_prompt_means_up_and_a_shell_of_the_initramfs_waits_for_a_person() -> None:
     watch = BootWatch(SHORT)
     watch.feed(b"Linux version 6\r\nunhinged login: ")
