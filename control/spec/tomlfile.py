@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +98,8 @@ def read_document(path: Path, shown: Path | None = None) -> Document:
 
 def parse_document(file: Path, text: str) -> Document:
     """Read `text` as the content of `file`. Raises ConfigFileError as `read_document` does."""
+    import tomllib  # a supervisor, which reads no configuration, does without
+
     if text.startswith("\ufeff"):
         text = text[1:]  # editors of Windows put a byte order mark before it
     try:

@@ -108,7 +108,7 @@ class _Caller:
             while line := await self._read_line():
                 if not await self._take(line):
                     break
-        except (ConnectionError, asyncio.IncompleteReadError) as error:
+        except ConnectionError as error:
             LOG.debug("a caller is gone: %s", error)
         finally:
             tasks = list(self._tasks.values())
@@ -130,8 +130,8 @@ class _Caller:
     async def _read_line(self) -> bytes:
         try:
             return await self._reader.readuntil(b"\n")
-        except asyncio.IncompleteReadError as error:
-            return error.partial and b""
+        except asyncio.IncompleteReadError:
+            return b""  # hung up, perhaps in the middle of a line
         except asyncio.LimitOverrunError:
             await self._refuse(None, PARSE_ERROR, f"a line is longer than {LINE_LIMIT_BYTES} bytes")
             return b""
@@ -199,7 +199,11 @@ class _Caller:
         if call is None:
             return True  # it has just ended
         if name == "input":
-            return call.take_input(base64.b64decode(params.get("data", "")), end=params.get("end", False))
+            try:
+                data = base64.b64decode(params.get("data", ""))
+            except ValueError:
+                return False  # what it meant is lost, and with it the rest of the input
+            return call.take_input(data, end=params.get("end", False))
         if name == "cancel":
             self._tasks[number].cancel()
         try:

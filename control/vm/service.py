@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from control.errors import ControlError, HostError, StateError, WaitTimeout
 from control.paths import InstanceFiles
 from control.vm.instance import read_record
 from control.vm.listener import Carrier, Listener
-from control.vm.rpc import Call, Method
+from control.vm.rpc import Call, Method, serve
 from control.vm.states import State
 from control.vm.vm import VM, build_command
 from control.wire import Message
@@ -352,6 +352,24 @@ class Service:
             self._fan.remove(viewer)
             typing.cancel()
             await asyncio.gather(typing, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def host(name: str, files: InstanceFiles, fan: Fan) -> AsyncIterator[Service]:
+    """Answer for a VM that this process shows in the foreground, as its supervisor would, during the body.
+
+    It begins before the VM does and ends after it, so that who waits for its end is told; the body sets `vm`.
+
+    Raises:
+        HostError: The socket cannot be made.
+    """
+    service = Service(name, files, fan)
+    async with serve(files.control_socket, service.methods):
+        try:
+            yield service
+        finally:
+            service.vm = None
+            service.over.set()
 
 
 class _EndedError(Exception):

@@ -8,6 +8,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from control.errors import EXIT_ERROR, EXIT_QEMU_DIED, EXIT_USAGE
-from control.paths import find_instance_files
+from control.paths import ROOT, find_instance_files
 from control.units import MIB
 from control.wire.schema import explain
 from tests.qemu.fleets import COMMAND, WITHIN_S, Desk, end_at_once, finish, is_alive, open_desk
@@ -501,6 +502,27 @@ def test_the_schema_and_the_version(desk: Desk) -> None:
     assert desk.ask("version", "version")["qemu"][0].isdigit()
 
 
+# -- a VM that a launcher shows ----------------------------------------------------------------------------------------
+
+
+def test_a_vm_in_the_foreground_is_reached_by_its_name(desk: Desk) -> None:
+    desk.declare("one")
+    launcher = [sys.executable, str(ROOT / "control" / "simple_vm_launcher.py"), "--name", "one", "--disk", "one.img"]
+    with subprocess.Popen(
+        [*launcher, "--accel", "tcg", "--memory", "64M", "--no-boot-watch"],
+        cwd=desk.directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        wait_for(desk.files("one").control_socket.exists, "the launcher to listen")
+        seen = desk.status("one")
+        assert (seen["state"], seen["supervisor_pid"]) == ("RUNNING", process.pid)
+        assert desk.ask("start", "start", "one")["vms"][0]["outcome"] == "already running"
+        assert desk.ask("monitor", "monitor", "one", "info status")["text"].startswith("VM status: running")
+        assert desk.ask("stop", "stop", "--timeout", "0.2", "one")["vms"][0]["outcome"] == "stopped"
+        _, said = process.communicate(timeout=WITHIN_S)
+    assert "Traceback" not in said
+    assert desk.status("one")["state"] == "STOPPED"
+
+
 # -- the supervisor's socket -------------------------------------------------------------------------------------------
 
 
@@ -532,7 +554,12 @@ def test_a_supervisor_takes_nothing_that_is_not_a_call(desk: Desk) -> None:
     assert code(b'{"jsonrpc": "2.0", "id": 1, "method": "no_such"}\n') == -32601
     assert code(b'{"jsonrpc": "2.0", "id": 1, "method": "stop", "params": {"timeout_s": "soon"}}\n') == -32602
     assert code(b'{"jsonrpc": "2.0", "id": 1, "method": "stop", "params": {"more": 1}}\n') == -32602
+    call = b'{"jsonrpc": "2.0", "id": 1, "method": "serial"}\n'
+    broken = b'{"jsonrpc": "2.0", "method": "input", "params": {"call": 1, "data": "A"}}\n'
+    answer = exchange(path, call + broken)
+    assert not answer or b"cancelled" in answer, "what cannot be read ends the connection, and with it the call"
     assert desk.status("one")["runstate"] == "prelaunch", "none of it did any harm"
+    assert b"Traceback" not in desk.files("one").supervisor_log.read_bytes()
 
 
 def test_a_call_whose_caller_has_gone_holds_nothing_up(desk: Desk) -> None:
