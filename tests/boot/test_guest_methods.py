@@ -933,7 +933,8 @@ async def check_audit(guest: Guest) -> None:
     """Every call is written down: what was refused, what was done, and nothing of a file's content."""
 
     async def written() -> bool:
-        return "file_get" in (await guest.read_text("/run/strict-audit.log")).rpartition('"reboot"')[2]
+        _, refused_last, after = (await guest.read_text("/run/strict-audit.log")).rpartition('"reboot"')
+        return bool(refused_last) and "file_get" in after
 
     await wait_until(written, "the last call in the audit log")
     text = await guest.read_text("/run/strict-audit.log")
