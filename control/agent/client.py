@@ -658,8 +658,11 @@ def _decode(line: bytes) -> Any:
     return value
 
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _encode(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    return _to_json(value).encode() + b"\n"
 
 
 def _says_ready(params: object) -> bool:

@@ -14,6 +14,9 @@ from typing import Protocol
 from control.errors import AgentProtocolError
 
 CHUNK_BYTES = 256 * 1024
+LITTLE_BYTES = 4096
+"""Less than this at once was most likely all there is: no need to ask for more before waiting for it."""
+
 RECEIVED_AT_A_STRETCH = 16
 """How often something may be received before whatever else goes on in this process has its turn."""
 
@@ -44,6 +47,7 @@ class Receiver:
         self._connection = connection
         self._buffer = memoryview(bytearray(CHUNK_BYTES))
         self._at_a_stretch = 0
+        self._drained = False
         self._watched = -1
         self._waiter: asyncio.Future[int] | None = None
 
@@ -59,11 +63,8 @@ class Receiver:
         Raises:
             OSError: The connection broke.
         """
-        try:
-            count = self._connection.recv_into(self._buffer)
-        except BlockingIOError:
-            count = await self._wait()
-            self._at_a_stretch = 0
+        count = await self._wait() if self._drained else await self._try()
+        self._drained = count < LITTLE_BYTES
         self._at_a_stretch += 1
         if count * 4 > CHUNK_BYTES or self._at_a_stretch >= RECEIVED_AT_A_STRETCH:
             # A guest that always has more to say, be it little, would otherwise be all this event loop sees.
@@ -71,8 +72,15 @@ class Receiver:
             await asyncio.sleep(0)
         return self._buffer[:count]
 
+    async def _try(self) -> int:
+        try:
+            return self._connection.recv_into(self._buffer)
+        except BlockingIOError:
+            return await self._wait()
+
     async def _wait(self) -> int:
         loop = asyncio.get_running_loop()
+        self._at_a_stretch = 0
         self._waiter = loop.create_future()
         # Watched from one wait to the next, as long as nothing comes in between: an answer to each call is the rule.
         if self._watched < 0:

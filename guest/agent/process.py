@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # How long somebody else may hold a finished program's outputs open before the answer goes out without their end.
 LINGER_S = 1.0
+# Most programs end so soon that their outputs need not be watched until then: what they write waits in the pipes.
+_WATCH_AFTER_S = 0.005
 _READ_BYTES = 65536
 _READS_PER_TURN = 8
 _REAP_INTERVAL_S = 0.02
 # A program expects its signals as the kernel gives them: Python ignores some for itself, and whoever started the agent
 # may have ignored others. SIGKILL and SIGSTOP cannot be set; 32 and 33 belong to the C library. Source: signal(7).
 SIGNALS = [number for number in range(1, _signal.NSIG) if number not in (9, 19, 32, 33)]
+
+
+_own_environment: "dict[str, str]" = {}
 
 
 class Result:
@@ -54,12 +59,20 @@ class Result:
 
 def build_environment(changes: "dict[str, str] | None" = None, account: "Account | None" = None) -> "dict[str, str]":
     """The agent's own environment, with what a program may rely on and what its user has, and `changes` over it."""
-    environment = {"PATH": DEFAULT_PATH, "HOME": "/root", "LANG": "C.UTF-8"}
-    environment.update(os.environ)
+    environment = dict(_get_own_environment())
     if account is not None:
         environment.update(account.environment)
-    environment.update(changes or {})
+    if changes:
+        environment.update(changes)
     return environment
+
+
+def _get_own_environment() -> "dict[str, str]":
+    """What every program is given. The agent never changes its own, so it is decoded once."""
+    if not _own_environment:
+        _own_environment.update({"PATH": DEFAULT_PATH, "HOME": "/root", "LANG": "C.UTF-8"})
+        _own_environment.update(os.environ)
+    return _own_environment
 
 
 def find_program(name: str, environment: "dict[str, str]", cwd: str = "/") -> "str | None":
@@ -67,7 +80,8 @@ def find_program(name: str, environment: "dict[str, str]", cwd: str = "/") -> "s
     if "/" in name:
         return name
     for directory in environment.get("PATH", DEFAULT_PATH).split(":"):
-        path = os.path.join(cwd, directory, name)
+        # Joined by hand where it can be: os.path.join takes longer than the question that follows.
+        path = "%s/%s" % (directory, name) if directory[:1] == "/" else os.path.join(cwd, directory, name)
         if os.access(path, os.X_OK) and not os.path.isdir(path):
             return path
     return None
@@ -159,7 +173,7 @@ class Child:
         try:
             self._pidfd = os.pidfd_open(self.pid)
         except OSError:
-            self._reap_by_time()  # Linux before 5.3
+            self._loop.later(_REAP_INTERVAL_S, self._reap_by_time)  # Linux before 5.3
         else:
             self._loop.add(self._pidfd, IN, lambda _events: self._reap())
 
@@ -233,12 +247,13 @@ class Process(Child):
         self._stderr = bytearray()
         self._truncated = False
         self._stdin_fd = -1
-        self._linger: "Timer | None" = None
+        # Either until the outputs are watched, or until no more of them is waited for.
+        self._delay: "Timer | None" = None
+        self._watched = False
         self._open_and_start()
         if self._stdin_fd >= 0:
             loop.add(self._stdin_fd, OUT, self._write_input)
-        for fd in self._outputs:
-            self._watch_output(fd)
+        self._delay = loop.later(_WATCH_AFTER_S, self._watch_outputs)
 
     def _open_and_start(self) -> None:
         ours: "list[int]" = []
@@ -261,15 +276,28 @@ class Process(Child):
 
     def end(self) -> None:
         self._close_input()
-        if self._outputs:
-            self._linger = self._loop.later(LINGER_S, self._finish)
-            for fd in list(self._outputs):
-                self._read_output(fd)
-        else:
+        if not self._outputs:
             self._finish()
+            return
+        for fd in list(self._outputs):
+            self._read_output(fd)
+        if self._outputs:
+            self._watch_outputs()
+            self._stop_delay()
+            self._delay = self._loop.later(LINGER_S, self._finish)
 
-    def _watch_output(self, fd: int) -> None:
-        self._loop.add(fd, IN | HANGUP, lambda _events: self._read_output(fd))
+    def _watch_outputs(self) -> None:
+        if not self._watched:
+            self._watched = True
+            for fd in self._outputs:
+                self._loop.add(fd, IN | HANGUP, self._build_reader(fd))
+
+    def _build_reader(self, fd: int) -> "Callable[[int], None]":
+        return lambda _events: self._read_output(fd)
+
+    def _stop_delay(self) -> None:
+        if self._delay is not None:
+            self._delay.cancel()
 
     def _read_output(self, fd: int) -> None:
         kept = self._outputs[fd]
@@ -289,7 +317,8 @@ class Process(Child):
 
     def _close_output(self, fd: int) -> None:
         del self._outputs[fd]
-        self._loop.remove(fd)
+        if self._watched:
+            self._loop.remove(fd)
         os.close(fd)
 
     def _write_input(self, _events: int) -> None:
@@ -309,8 +338,7 @@ class Process(Child):
             self._stdin_fd = -1
 
     def _finish(self) -> None:
-        if self._linger is not None:
-            self._linger.cancel()
+        self._stop_delay()
         for fd in list(self._outputs):
             self._close_output(fd)
         status = self.status or 0

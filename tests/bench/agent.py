@@ -30,6 +30,16 @@ PEER_TIMEOUT_S = 120.0
 MEGABYTE = 1e6
 MILLISECOND = 1000.0
 
+_SPAWN = """
+import os, time
+times = []
+for _ in range(100):
+    began = time.perf_counter()
+    os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+    times.append(time.perf_counter() - began)
+print(sorted(times)[50] * 1000)
+"""
+
 _FIND_PORT = f"""
 for port in /sys/class/virtio-ports/*; do grep -qx {qemu_ga.PORT} $port/name && break; done
 exec "$@" --path "/dev/${{port##*/}}"
@@ -68,6 +78,7 @@ async def _measure(settings: Settings) -> list[Figure]:
         settings.say("agent: commands")
         command = await _time_in_turn(settings, calls, run_true, peer.run_true, "guest-exec and -exec-status")
         streamed = await _time_in_turn(settings, calls, run_streamed, peer.run_true, "guest-exec and -exec-status")
+        alone = [float((await guest.run(["python3", "-I", "-S", "-c", _SPAWN])).stdout) for _ in range(settings.runs)]
         settings.say("agent: files")
         put_rates, get_rates = await _time_files(settings, pair)
         settings.say(f"agent: {AT_ONCE} calls at once")
@@ -77,7 +88,8 @@ async def _measure(settings: Settings) -> list[Figure]:
     return [
         Figure("ping", "ms", *_sides("AgentClient.call", ping), (Target(0.5), Target(1.0, basis="ratio"))),
         Figure("exec_command true", "ms", *_sides("exec_command", command), (Target(8.0), Target(0.5, basis="ratio"))),
-        Figure("the same with its streams", "ms", *_sides("Guest.run", streamed)),
+        Figure("true started in the guest itself", "ms", Samples("posix_spawn and waitpid", tuple(alone))),
+        Figure("exec true with its streams", "ms", *_sides("Guest.run", streamed)),
         _file_figure(settings, "put", put_rates),
         _file_figure(settings, "get", get_rates),
         Figure(f"{AT_ONCE} pings at once, all answered", "ms", Samples("asyncio.gather", tuple(at_once))),

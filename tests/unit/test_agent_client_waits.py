@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from control.agent.client import AgentClient, serve_agent
-from control.agent.connection import Receiver
+from control.agent.connection import LITTLE_BYTES, Receiver
 from control.agent.files import _get_one
 from control.agent.trees import TreeWriter
 from control.errors import TransferError
@@ -79,7 +79,7 @@ class Chatter:
         if time.monotonic() > self.end:
             raise ConnectionResetError
         buffer[0] = 10
-        return 1
+        return LITTLE_BYTES
 
     def send(self, data: bytes | memoryview, /) -> int:
         return len(data)

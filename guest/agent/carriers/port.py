@@ -1,8 +1,10 @@
 """The virtio-serial port as a carrier of lines: reads, queues, reconnects (guest floor); made by `main`.
 
 A port outlives its peer: while no host is connected it hangs up for ever, `read` gives 0 at once and `write` would
-block. So it is watched edge-triggered, and a hang-up means "the host has gone", never "the end".
-Source: Linux, drivers/char/virtio_console.c, port_fops_read, port_fops_write, port_fops_poll.
+block. So it is then watched edge-triggered, and a hang-up means "the host has gone", never "the end". With a host there
+it is watched for what is waited for and for nothing else: a port is woken each time the host has taken something, and
+each wake-up would cost as much as a ping.
+Source: Linux, drivers/char/virtio_console.c, port_fops_read, port_fops_write, port_fops_poll, out_intr.
 """
 
 import os
@@ -23,6 +25,8 @@ HEARTBEAT = 2
 
 _READ_BYTES = 65536
 _READS_PER_TURN = 16
+# One read gives at most this much of a virtio-serial port: less, and there is most likely no more.
+_FULL_READ_BYTES = 4096
 _PAUSE_ABOVE_BYTES = 2 * wire.MAX_ANSWER_BYTES
 _MAX_WAITING_BYTES = 256 * 1024
 _FRAME_BYTES = 65536
@@ -68,13 +72,16 @@ class PortCarrier:
         self._rest: "bytes | memoryview" = b""
         self._cut = False
         self._paused = False
+        self._blocked = False
+        self._watched = 0
         self._closed = False
         self._flushed: "list[Any]" = []
         self._take_frame: "Callable[[], bytes | None] | None" = None
 
     def start(self) -> None:
         """Begins to listen; what has already arrived is handled before this returns."""
-        self._loop.add(self._fd, IN | OUT | HANGUP | EDGE, self._on_event)
+        self._watched = self._choose_events()
+        self._loop.add(self._fd, self._watched, self._on_event)
         self._read()
 
     def send(self, line: bytes, kind: int) -> None:
@@ -89,7 +96,8 @@ class PortCarrier:
         self._queue.append((kind, line))
         self._count(kind, len(line))
         self._flush()
-        self._bound()
+        if self._queue:
+            self._bound()
 
     def when_flushed(self, callback: "Callable[..., Any]") -> None:
         """Calls `callback()` once the kernel has taken all that is queued now, or nobody is there to take it."""
@@ -117,29 +125,45 @@ class PortCarrier:
         """Gives the status lines that were never sent, for the carrier that comes after this one."""
         return [line for kind, line in self._queue if kind == STATUS]
 
-    # Reading
+    # Events
+
+    def _choose_events(self) -> int:
+        if not self.connected:
+            return IN | OUT | HANGUP | EDGE
+        return (0 if self._paused else IN) | (OUT if self._blocked else 0) | HANGUP
+
+    def _watch(self) -> None:
+        events = self._choose_events()
+        if events != self._watched and not self._closed:
+            self._watched = events
+            self._loop.change(self._fd, events)
 
     def _on_event(self, events: int) -> None:
         gone = bool(events & HANGUP)
         if self.stays and gone == self.connected:
             self.connected = not gone
+            self._watch()
             if gone:
                 self._forget_host()
             else:
                 self._counters["host_connections"] += 1
             self._on_host(not gone)
-        self._flush()
+            self._flush()
+        elif events & OUT:
+            self._flush()
         if not self._closed and not self._paused:
             self._read()
 
+    # Reading
+
     def _read(self) -> None:
-        self._paused = False
         for _ in range(_READS_PER_TURN):
             if self._closed:
                 return
             if self._queued_bytes > _PAUSE_ABOVE_BYTES:
                 # A host that asks and does not listen is not read from: its own writes stop, our memory does not grow.
                 self._paused = True
+                self._watch()
                 return
             try:
                 data = os.read(self._fd, _READ_BYTES)
@@ -154,11 +178,8 @@ class PortCarrier:
                 return
             for line in self._decoder.feed(data):
                 self._on_line(line)
-        self._loop.soon(self._read_again)
-
-    def _read_again(self) -> None:
-        if not self._closed and not self._paused:
-            self._read()
+            if len(data) < _FULL_READ_BYTES:
+                return
 
     # Writing
 
@@ -187,9 +208,11 @@ class PortCarrier:
                     break
             elif not (self._begin_line() if self._queue else self._begin_frame()):
                 break
-        if self._paused and self._queued_bytes <= _PAUSE_ABOVE_BYTES // 2:
-            self._paused = False
-            self._loop.soon(self._read_again)
+        blocked = bool(self._rest or self._queue)
+        paused = self._paused and self._queued_bytes > _PAUSE_ABOVE_BYTES // 2
+        if blocked != self._blocked or paused != self._paused:
+            self._blocked, self._paused = blocked, paused
+            self._watch()
         if self._flushed and (self._closed or not self.connected or not (self._rest or self._queue)):
             self._run_flushed()
 
