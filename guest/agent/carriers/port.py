@@ -134,7 +134,8 @@ class PortCarrier:
 
     def _watch(self) -> None:
         events = self._choose_events()
-        if events != self._watched and not self._closed:
+        # Before `start` nothing is watched yet, though lines may wait already.
+        if self._watched and events != self._watched and not self._closed:
             self._watched = events
             self._loop.change(self._fd, events)
 
