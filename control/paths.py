@@ -82,12 +82,18 @@ class InstanceFiles:
 
     @property
     def qemu_log(self) -> Path:
+        """What QEMU says on stderr: its errors."""
         return self.directory / "qemu.log"
+
+    @property
+    def qemu_output(self) -> Path:
+        """What QEMU says on stdout: nothing, unless its command line sends something there."""
+        return self.directory / "qemu.stdout"
 
     @property
     def logs(self) -> tuple[Path, ...]:
         """The files QEMU writes for as long as it runs."""
-        return (self.serial_log, self.hvc0_log, self.qemu_log)
+        return (self.serial_log, self.hvc0_log, self.qemu_log, self.qemu_output)
 
     @property
     def data_disk(self) -> Path:

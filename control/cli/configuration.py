@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from typing import Any
+from typing import TYPE_CHECKING
 
 import control
 from control.cli.desk import Desk, printable, show_error, write_out
@@ -13,6 +13,9 @@ from control.paths import SCHEMAS
 from control.spec.fleet import build_words, get_vm
 from control.spec.vm_spec import RawSpec, VMSpec
 from control.wire.failure import build_failure
+
+if TYPE_CHECKING:
+    from control.vm.declared import Planned
 
 
 def config(desk: Desk) -> int:
@@ -41,19 +44,13 @@ def _check(desk: Desk) -> int:
     return EXIT_USAGE if problems else 0
 
 
-def _plan(desk: Desk, name: str) -> tuple[Any, tuple[str, ...]]:
+def _plan(desk: Desk, name: str) -> tuple[Planned, tuple[str, ...]]:
     """What the VM comes to on this host, and its command line; nothing is made."""
-    import asyncio
-
     from control.argv import build_argv
-    from control.vm.declared import plan_vm
-    from control.vm.reach import look
+    from control.paths import find_instance_files
 
-    vm = get_vm(desk.fleet, name)
-    seen = look(desk.runtime, name)
-    known = seen.record.ports if seen.record is not None else {}
-    planned = asyncio.run(plan_vm(desk.fleet, vm, seen.files, known_ports=known, make=False))
-    return planned, build_argv(planned.spec, seen.files)
+    planned = desk.plan(desk.check_name(name), make=False)
+    return planned, build_argv(planned.spec, find_instance_files(desk.runtime, name))
 
 
 def _show(desk: Desk) -> int:

@@ -17,6 +17,7 @@ from control.wire.failure import build_failure
 if TYPE_CHECKING:
     from control.spec.fleet import Fleet
     from control.spec.locate import Location
+    from control.vm.declared import Planned
 
 
 class Desk:
@@ -69,6 +70,22 @@ class Desk:
         if not names:
             raise ConfigError("no VM is named", hint=f"name one of: {', '.join(self.fleet.names[:20])}; or say --all")
         return list(dict.fromkeys(self.check_name(name) for name in names))
+
+    def plan(self, name: str, *, make: bool = True) -> Planned:
+        """Say what the VM `name` comes to on this host; with `make` its disks are made (call with its lock held).
+
+        Raises:
+            ConfigError, ImageError, HostError: As `plan_vm`.
+        """
+        import asyncio
+
+        from control.spec.fleet import get_vm
+        from control.vm.declared import plan_vm
+        from control.vm.reach import look
+
+        seen = look(self.runtime, name)
+        known = seen.record.ports if seen.record is not None else {}
+        return asyncio.run(plan_vm(self.fleet, get_vm(self.fleet, name), seen.files, known_ports=known, make=make))
 
     def show(self, document: Mapping[str, Any], text: str = "") -> None:
         """Print the result: `document` with --json, else `text`."""

@@ -137,15 +137,10 @@ def _start_one(desk: Desk, name: str, *, is_paused: bool) -> Fate:
 
 
 def _start_held(desk: Desk, name: str, lock: int, *, is_paused: bool) -> None:
-    import asyncio
-
     from control.spec.plain import to_plain
-    from control.vm.declared import plan_vm
 
-    vm = get_vm(desk.fleet, name)
     files = open_instance_files(desk.runtime, name, is_shared=desk.location.is_shared)
-    record = look(desk.runtime, name).record
-    planned = asyncio.run(plan_vm(desk.fleet, vm, files, known_ports=record.ports if record is not None else {}))
+    planned = desk.plan(name)
     for line in () if desk.is_json else planned.notes:
         desk.note(line)
     job = {
@@ -153,7 +148,7 @@ def _start_held(desk: Desk, name: str, lock: int, *, is_paused: bool) -> None:
         "adopt": False,
         "spec": to_plain(planned.spec),
         "ports": dict(planned.ports),
-        "restart": vm.restart,
+        "restart": get_vm(desk.fleet, name).restart,
         "waits": is_paused,
     }
     start_supervisor(files, lock, job)

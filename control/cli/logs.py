@@ -1,59 +1,132 @@
-"""`unhinged logs` (floor 4): what a VM has written, read from its files; a VM that runs writes on meanwhile."""
+"""`unhinged logs`, `serial`, `stdout`, `stderr`, `messages` (floor 4): what a VM has written, read from its files.
+
+A VM that runs writes on meanwhile; nothing here asks its supervisor, but `serial` on a terminal, which is its console.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from control.cli.desk import Desk
+from control.cli.desk import Desk, printable
 from control.console.follow import follow
 from control.errors import StateError
 from control.vm.instance import find_running
-from control.vm.reach import look
+from control.vm.reach import connect, look
 
 PIECE_BYTES = 1 << 20
 SHOWN_MAX_BYTES = 16 << 20
 """What `--json` shows of a log, its end."""
 
+FEW_LINES = 10
+"""What is shown of the console and of QEMU's outputs where no number is given, as qqmgr does."""
+
+HISTORY_BYTES = 64 * 1024
+"""What a console shows of the time before somebody came to it."""
+
+Write = Callable[[bytes], None]
+
 
 def logs(desk: Desk) -> int:
+    return _show(desk, desk.options.log, desk.options.lines)
+
+
+def stdout(desk: Desk) -> int:
+    return _show(desk, "stdout", _few(desk))
+
+
+def stderr(desk: Desk) -> int:
+    return _show(desk, "qemu", _few(desk))
+
+
+def serial(desk: Desk) -> int:
+    """On a terminal the console itself; elsewhere, or when a part of its log is asked for, that."""
+    options = desk.options
+    if options.follow or options.lines is not None or desk.is_json or not (os.isatty(0) and os.isatty(1)):
+        return _show(desk, "serial", _few(desk))
+    from control.cli.stream import Streaming
+
+    name = desk.check_name(options.name)
+    with connect(desk.runtime, name) as remote:
+        desk.note(f"the console of {name}; Ctrl-] leaves it, Ctrl-] twice types one")
+        streaming = Streaming(remote, reads_stdin=True, is_terminal=True, leaves_at_escape=True)
+        result = streaming.run("serial", {"history_bytes": HISTORY_BYTES})
+    desk.note(f"{name}: {result['how']}")
+    return 0
+
+
+def messages(desk: Desk) -> int:
     options = desk.options
     name = desk.check_name(options.name)
+    path = _find_log(desk, name, "messages")
+    start = _find_start(path, options.lines)
+    if desk.is_json:
+        desk.show({"name": name, "messages": list(_read_messages(path, start))})
+        return 0
+    lines = _LineWriter(lambda line: _write(_describe(line).encode("utf-8", "replace") + b"\n"))
+    _pour(desk, name, path, start, lines.write, follows=options.follow)
+    return 0
+
+
+def _show(desk: Desk, log: str, lines: int | None) -> int:
+    options = desk.options
+    name = desk.check_name(options.name)
+    path = _find_log(desk, name, log)
+    start = _find_start(path, lines)
+    if desk.is_json:
+        data = path.read_bytes()[max(start, path.stat().st_size - SHOWN_MAX_BYTES) :]
+        desk.show({"name": name, "log": log, "file": str(path), "text": data.decode("utf-8", "replace")})
+        return 0
+    _pour(desk, name, path, start, _write, follows=options.follow)
+    return 0
+
+
+def _few(desk: Desk) -> int:
+    lines: int | None = desk.options.lines
+    return FEW_LINES if lines is None else lines
+
+
+def _find_log(desk: Desk, name: str, log: str) -> Path:
     files = look(desk.runtime, name).files
     path = {
         "serial": files.serial_log,
         "hvc0": files.hvc0_log,
         "qemu": files.qemu_log,
+        "stdout": files.qemu_output,
         "messages": files.messages,
         "supervisor": files.supervisor_log,
-    }[options.log]
+    }[log]
     if not path.exists():
-        raise StateError(f"{name} has no such log: it was never started", state="DEFINED", required=("STARTING",))
-    start = _find_start(path, options.lines)
-    if desk.is_json:
-        data = path.read_bytes()[max(start, path.stat().st_size - SHOWN_MAX_BYTES) :]
-        desk.show({"name": name, "log": options.log, "file": str(path), "text": data.decode("utf-8", "replace")})
-        return 0
+        raise StateError(
+            f"{name} has no such log: it was never started, or has nothing that would write it",
+            state="DEFINED",
+            required=("STARTING",),
+            hint=f"unhinged start {name}",
+        )
+    return path
+
+
+def _pour(desk: Desk, name: str, path: Path, start: int, write: Write, *, follows: bool) -> None:
+    """Write what is in the file from `start` on and, where that is wanted, what comes, until the VM ends."""
     with path.open("rb") as file:
         file.seek(start)
         while piece := file.read(PIECE_BYTES):
-            _write(piece)
-        if options.follow:
-            _follow(desk, name, file.fileno())
-    return 0
-
-
-def _follow(desk: Desk, name: str, descriptor: int) -> None:
-    seen = look(desk.runtime, name)
-    process = find_running(seen.files, seen.record)
-    if process is None:
-        while piece := os.read(descriptor, PIECE_BYTES):
-            _write(piece)
-        return
-    with process:
-        for piece in follow(descriptor, process.fileno()):
-            _write(piece)
+            write(piece)
+        if not follows:
+            return
+        seen = look(desk.runtime, name)
+        process = find_running(seen.files, seen.record)
+        if process is None:
+            while piece := os.read(file.fileno(), PIECE_BYTES):
+                write(piece)
+            return
+        with process:
+            for piece in follow(file.fileno(), process.fileno()):
+                write(piece)
 
 
 def _find_start(path: Path, lines: int | None) -> int:
@@ -78,6 +151,41 @@ def _find_start(path: Path, lines: int | None) -> int:
                     return start + at + 1
             position = start
     return 0
+
+
+class _LineWriter:
+    """Cuts what is poured into lines."""
+
+    def __init__(self, take: Write) -> None:
+        self._take = take
+        self._rest = b""
+
+    def write(self, piece: bytes) -> None:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            self._take(line)
+
+
+def _read_messages(path: Path, start: int) -> Iterator[Any]:
+    with path.open("rb") as file:
+        file.seek(max(start, path.stat().st_size - SHOWN_MAX_BYTES))
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue  # the half line at the beginning of what is shown, or the one that is just being written
+
+
+def _describe(line: bytes) -> str:
+    """One message for people: its time, its way, its kind, what it says; the details as they are."""
+    try:
+        message = json.loads(line)
+        data, arrow = message["data"], "->" if message["direction"] == "host-to-vm" else "<-"
+        details = json.dumps(data["details"], ensure_ascii=False) if data.get("details") else ""
+        shown = f"{message['timestamp']}  {arrow} {message['type']:9}  {data['message']}  {details}"
+    except (ValueError, KeyError, TypeError):
+        shown = line.decode("utf-8", "replace")
+    return printable(shown.rstrip())
 
 
 def _write(data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -15,6 +16,7 @@ _SPLIT_AT_DASHES = ("exec", "ssh", "gdb")
 """Commands whose last words are a command line of their own."""
 
 WAITS = ("running", "boot", "agent", "ssh")
+LOGS = ("serial", "hvc0", "qemu", "stdout", "messages", "supervisor")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,10 +92,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--details", default="{}", metavar="JSON")
     sub.add_argument("--timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
-    sub = add_one("logs", "logs:logs", "show what the VM has written")
-    sub.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
-    sub.add_argument("-n", "--lines", type=int, metavar="N", help="only the last lines")
-    sub.add_argument("--log", choices=("serial", "hvc0", "qemu", "messages", "supervisor"), default="serial")
+    for name, summary in (
+        ("logs", "show what the VM has written"),
+        ("serial", "be at the VM's console; without a terminal, or with -n or -f, show the end of it"),
+        ("stdout", "show the end of what QEMU itself wrote to stdout"),
+        ("stderr", "show the end of what QEMU itself wrote to stderr"),
+        ("messages", "show the messages between host and guest"),
+    ):
+        sub = add_one(name, f"logs:{name}", summary)
+        sub.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
+        sub.add_argument("-n", "--lines", type=_count, metavar="N", help="only the last lines")
+        if name == "logs":
+            sub.add_argument("--log", choices=LOGS, default="serial")
     sub = add_one("qmp", "machine:qmp", "run a QMP command")
     sub.add_argument("qmp_command", metavar="COMMAND")
     sub.add_argument("arguments", nargs="?", default="{}", metavar="JSON")
@@ -110,6 +120,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     actions.add_parser("schema", help="print the schema for editors", parents=[common])
     add_one("explain", "configuration:explain", "say what each option of a VM's command line does")
+    add("doctor", "doctor:doctor", "look at this host and say what is missing, and the cure")
+    sub = add_one(
+        "gdb", "gdb:gdb", "run the VM's QEMU under gdb, or attach to the one that runs: gdb NAME -- GDB-OPTION…"
+    )
+    sub.add_argument("words", nargs="*", metavar="GDB-OPTION …")
+    sub = add("completion", "completion:completion", "print what makes a shell complete commands and names of VMs")
+    sub.add_argument("shell", choices=("bash", "zsh", "fish"))
     add("version", "configuration:version", "say which versions this is made of")
     return parser
 
@@ -119,6 +136,13 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= 1e6:
         raise argparse.ArgumentTypeError(f"{text} is not a time in seconds")
     return seconds
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of lines")
+    return number
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -139,6 +163,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
+        from control.cli.completion import complete
+
+        complete(build_parser())
     words = sys.argv[1:] if words is None else words
     is_json = "--json" in (words[: words.index("--")] if "--" in words else words)
     try:
@@ -171,7 +199,5 @@ def _interrupted() -> ControlError:
 
 def _leave_quietly() -> int:
     """Whoever read our output wants no more of it."""
-    import os
-
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return EXIT_ERROR

@@ -12,6 +12,7 @@ import tty
 from collections.abc import Iterator
 from typing import Any
 
+from control.console.escape import ESCAPE_KEY
 from control.errors import StateError
 from control.vm.remote import Remote, decode_output, encode_input, read_answer
 
@@ -46,26 +47,35 @@ class Collected:
 class Streaming:
     """One call whose output is shown as it comes, and which reads what we read."""
 
-    def __init__(self, remote: Remote, *, reads_stdin: bool, is_terminal: bool) -> None:
+    def __init__(self, remote: Remote, *, reads_stdin: bool, is_terminal: bool, leaves_at_escape: bool = False) -> None:
         self._remote = remote
+        self._leaves_at_escape = leaves_at_escape
+        self._is_escaping = False
+        self._has_left = False
         self._call = 0
         self._outstanding = 0
         self._is_terminal = is_terminal and os.isatty(0)
         self._reads = reads_stdin and _is_open(0) and (is_terminal or not os.isatty(0))
+        self._tells_size = False
         self._has_size_changed = False
         self._interrupts = 0
 
     def run(self, method: str, params: dict[str, Any], collected: Collected | None = None) -> dict[str, Any]:
         """Make the call and return its result; Ctrl-C goes to the program, the second one ends the call as well.
 
+        Where the escape key leaves, there is no result of the call then, but `{"how": "left"}`.
+
         Raises:
             RemoteError: It failed.
             StateError: The supervisor is gone.
         """
-        if self._is_terminal:
-            params = {**params, "terminal": _find_size()}
+        if method == "exec":
+            params = {**params, "stdin": self._reads}
+            if self._is_terminal:
+                params["terminal"] = _find_size()
+                self._tells_size = True
         with self._catching_signals():
-            self._call = self._remote.begin(method, {**params, "stdin": self._reads})
+            self._call = self._remote.begin(method, params)
             with _raw_terminal() if self._is_terminal else contextlib.nullcontext():
                 return self._exchange(collected)
 
@@ -85,6 +95,8 @@ class Streaming:
                 for key, _ in selector.select(0.25 if self._is_terminal else None):
                     if key.fileobj == 0:
                         self._read_stdin()
+                        if self._has_left:
+                            return {"how": "left"}
                     elif not self._remote.receive():
                         raise StateError(
                             "the VM's supervisor has gone in the middle of this",
@@ -115,13 +127,36 @@ class Streaming:
             data = b""  # a terminal whose other end is gone
         if not data:
             self._reads = False
+        elif self._leaves_at_escape:
+            data = self._take_escapes(data)
+            if not data:
+                return
         self._outstanding += len(data)
         self._remote.notify("input", call=self._call, data=encode_input(data), end=not data)
+
+    def _take_escapes(self, data: bytes) -> bytes:
+        """Return what of it goes on; the escape key is one key back once it was typed, and typed twice it is itself."""
+        kept = bytearray()
+        for byte in data:
+            if self._is_escaping:
+                self._is_escaping = False
+                self._has_left = byte != ESCAPE_KEY
+                if self._has_left:
+                    break
+                kept.append(byte)
+            elif byte == ESCAPE_KEY:
+                self._is_escaping = True
+                _write(2, b"\r\nunhinged: any key leaves, Ctrl-] types one\r\n")
+            else:
+                kept.append(byte)
+        return bytes(kept)
 
     def _take(self, message: dict[str, Any], collected: Collected | None) -> None:
         params = message.get("params", {})
         if message.get("method") == "taken":
             self._outstanding -= params["bytes"]
+        elif message.get("method") == "missed":
+            _write(2, b"\r\nunhinged: %d bytes of the console were left out here\r\n" % params["bytes"])
         elif message.get("method") == "output":
             data = decode_output(params)
             if collected is not None:
@@ -148,7 +183,7 @@ class Streaming:
         self._remote.notify("signal", call=self._call, name="INT")
 
     def _on_resize(self, number: int, frame: object) -> None:
-        self._has_size_changed = self._is_terminal
+        self._has_size_changed = self._tells_size
 
 
 def _is_open(descriptor: int) -> bool:

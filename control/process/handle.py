@@ -116,22 +116,23 @@ class ProcessHandle:
 
 
 def start_process(
-    argv: Sequence[str], *, output: Path, cwd: Path, env: Mapping[str, str] | None = None
+    argv: Sequence[str], *, output: Path, errors: Path, cwd: Path, env: Mapping[str, str] | None = None
 ) -> ProcessHandle:
-    """Start `argv` in a session of its own, stdin empty, stdout and stderr going to a fresh file `output`.
+    """Start `argv` in a session of its own, stdin empty, stdout and stderr going to the fresh files `output`, `errors`.
 
     Raises:
-        HostError: It cannot be started, or `output` cannot be written; nothing is left running.
+        HostError: It cannot be started, or a file cannot be written; nothing is left running.
     """
     LOG.debug("start: %s", " ".join(argv))
     try:
-        output.unlink(missing_ok=True)
-        with output.open("ab") as sink:
+        for path in (output, errors):
+            path.unlink(missing_ok=True)
+        with output.open("ab") as stdout, errors.open("ab") as stderr:
             child = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
+                stdout=stdout,
+                stderr=stderr,
                 cwd=cwd,
                 env=env,
                 start_new_session=True,

@@ -59,6 +59,10 @@ class Planned:
     ports: Mapping[str, int]
     notes: tuple[str, ...] = ()
 
+    def directory(self, files: InstanceFiles) -> Path:
+        """Where its QEMU is started: what relative paths in raw words are relative to."""
+        return self.spec.directory if isinstance(self.spec, RawSpec) else files.directory
+
 
 async def plan_vm(
     fleet: Fleet, vm: VMDeclaration, files: InstanceFiles, *, known_ports: Mapping[str, object], make: bool = True

@@ -650,24 +650,9 @@ async def open_vm(
         write_atomically(files.argv, json.dumps(argv, indent=1).encode())
         keeper = stack.enter_context(start_keeper(files.pid, files.logs))
         cwd = spec.directory if isinstance(spec, RawSpec) else files.directory
-        process = stack.enter_context(start_process(argv, output=files.qemu_log, cwd=cwd))
-        record = Record(
-            name=spec.name,
-            state=State.STARTING.value,
-            pid=process.pid,
-            start_ticks=process.start_ticks,
-            host_boot_id=read_host_boot_id(),
-            accelerator=spec.accelerator or "",
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            agent=spec.agent,
-            bulk=spec.agent,
-            hvc0=spec.hvc0,
-            share=str(spec.share.path) if spec.share else "",
-            sockets=str(files.sockets),
-            spec=to_plain(spec),
-            ports=dict(ports or {}),
-            restart=restart,
-            waits=waits,
+        process = stack.enter_context(start_process(argv, output=files.qemu_output, errors=files.qemu_log, cwd=cwd))
+        record = build_record(
+            spec, files, process.pid, process.start_ticks, ports=ports or {}, restart=restart, waits=waits
         )
         vm = VM(record, files, process, listener, for_person=for_person, judge_boot=judge_boot)
         vm._keeper = keeper
@@ -683,6 +668,37 @@ async def open_vm(
         # Closed before the connections are: they are what a gentle end needs.
         stack.push_async_callback(vm._close)
         yield vm
+
+
+def build_record(
+    spec: Spec,
+    files: InstanceFiles,
+    pid: int,
+    start_ticks: int,
+    *,
+    ports: Mapping[str, int],
+    restart: str = "no",
+    waits: bool = False,
+) -> Record:
+    """Say of a QEMU that has just been started for `spec` all that is needed to find and adopt it."""
+    return Record(
+        name=spec.name,
+        state=State.STARTING.value,
+        pid=pid,
+        start_ticks=start_ticks,
+        host_boot_id=read_host_boot_id(),
+        accelerator=spec.accelerator or "",
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        agent=spec.agent,
+        bulk=spec.agent,
+        hvc0=spec.hvc0,
+        share=str(spec.share.path) if spec.share else "",
+        sockets=str(files.sockets),
+        spec=to_plain(spec),
+        ports=dict(ports),
+        restart=restart,
+        waits=waits,
+    )
 
 
 async def _launch_failure(vm: VM, error: Exception) -> ControlError:

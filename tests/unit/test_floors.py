@@ -30,6 +30,7 @@ DOOR_OF_DEPENDENCY = {
     "jsonschema_rs": ("control/wire/schema.py",),
     "asyncinotify": ("control/share/",),
     "serial": ("control/agent/serial_line.py",),
+    "argcomplete": ("control/cli/completion.py",),
 }
 STARTS_PROCESSES = ("subprocess", "multiprocessing", "pty")
 PROCESS_CALLS = ("fork", "forkpty", "system", "popen", "posix_spawn", "posix_spawnp", "create_subprocess_exec",

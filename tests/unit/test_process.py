@@ -110,17 +110,22 @@ async def test_cancelling_kills_the_group(tmp_path: Path) -> None:
 
 
 async def test_a_process_that_ends_wakes_everybody(tmp_path: Path) -> None:
-    with start_process(["sh", "-c", "echo said; exit 7"], output=tmp_path / "log", cwd=tmp_path) as process:
+    with start_process(
+        ["sh", "-c", "echo said; echo meant >&2; exit 7"],
+        output=tmp_path / "out",
+        errors=tmp_path / "log",
+        cwd=tmp_path,
+    ) as process:
         async with asyncio.timeout(10):
             assert await asyncio.gather(*(process.wait() for _ in range(3))) == [7, 7, 7]
         assert (process.running, process.return_code) == (False, 7)
         process.send_signal(signal.SIGTERM)  # nobody there: fine
         assert process.cpu_seconds() == 0.0
-    assert (tmp_path / "log").read_text() == "said\n"
+    assert ((tmp_path / "out").read_text(), (tmp_path / "log").read_text()) == ("said\n", "meant\n")
 
 
 async def test_a_killed_process_shows_its_signal(tmp_path: Path) -> None:
-    with start_process(["sleep", "600"], output=tmp_path / "log", cwd=tmp_path) as process:
+    with start_process(["sleep", "600"], output=tmp_path / "out", errors=tmp_path / "log", cwd=tmp_path) as process:
         assert process.running
         assert process.start_ticks == read_start_ticks(process.pid)
         process.send_signal(signal.SIGKILL)
@@ -130,13 +135,13 @@ async def test_a_killed_process_shows_its_signal(tmp_path: Path) -> None:
 
 async def test_a_process_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="no-such"):
-        start_process(["no-such-program"], output=tmp_path / "log", cwd=tmp_path)
+        start_process(["no-such-program"], output=tmp_path / "out", errors=tmp_path / "log", cwd=tmp_path)
     with pytest.raises(HostError):
-        start_process(["true"], output=tmp_path / "no" / "log", cwd=tmp_path)
+        start_process(["true"], output=tmp_path / "no" / "out", errors=tmp_path / "log", cwd=tmp_path)
 
 
 async def test_an_adopted_process_is_watched_and_ended(tmp_path: Path) -> None:
-    with start_process(["sleep", "600"], output=tmp_path / "log", cwd=tmp_path) as process:
+    with start_process(["sleep", "600"], output=tmp_path / "out", errors=tmp_path / "log", cwd=tmp_path) as process:
         adopted = find_process(process.pid, process.start_ticks)
         assert adopted is not None
         with adopted:
@@ -179,7 +184,9 @@ def test_a_name_with_blanks_and_parentheses_does_not_shift_the_fields(tmp_path: 
     program = tmp_path / "a) R (b"
     program.write_bytes(Path("/bin/sleep").read_bytes())
     program.chmod(0o755)
-    with start_process([str(program), "600"], output=tmp_path / "log", cwd=tmp_path) as process:
+    with start_process(
+        [str(program), "600"], output=tmp_path / "out", errors=tmp_path / "log", cwd=tmp_path
+    ) as process:
         try:
             assert process.start_ticks > 0
             assert process.start_ticks == read_start_ticks(process.pid)
@@ -202,7 +209,8 @@ folder, then = Path(sys.argv[1]), sys.argv[2]
 pid_file = folder / "pid"
 kept = "import os,sys,time; open(sys.argv[1],'w').write(str(os.getpid())+chr(10)); time.sleep(600)"
 with start_keeper(pid_file) as keeper:
-    process = start_process([sys.executable, "-c", kept, str(pid_file)], output=folder / "log", cwd=folder)
+    argv = [sys.executable, "-c", kept, str(pid_file)]
+    process = start_process(argv, output=folder / "out", errors=folder / "log", cwd=folder)
     while not (pid_file.exists() and pid_file.read_text().endswith(chr(10))):
         pass
     print(process.pid, flush=True)
@@ -285,7 +293,7 @@ def test_the_keeper_goes_when_there_was_nothing_to_keep(tmp_path: Path) -> None:
 
 
 def test_a_handle_is_a_context_manager(tmp_path: Path) -> None:
-    process = start_process(["true"], output=tmp_path / "log", cwd=tmp_path)
+    process = start_process(["true"], output=tmp_path / "out", errors=tmp_path / "log", cwd=tmp_path)
     assert isinstance(process, ProcessHandle)
     asyncio.run(process.wait())
     process.close()
