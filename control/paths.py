@@ -141,6 +141,11 @@ class InstanceFiles:
         return self.directory / "ssh_config"
 
     @property
+    def ssh_key(self) -> Path:
+        """The private half of a key of the VM's own; the public one lies beside it."""
+        return self.directory / "id_ed25519"
+
+    @property
     def overlay(self) -> Path:
         """What the guest writes over an image that is not written to."""
         return self.directory / "overlay.qcow2"

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from control.cli.desk import Desk
 from control.errors import EXIT_TIMEOUT, ConfigError
-from control.vm.reach import connect
+from control.vm.reach import connect, look
 
 COPY_TIMEOUT_S = 24 * 3600.0
 """A copy takes as long as it takes; that its guest is lost is noticed elsewhere."""
 
 
 def exec_(desk: Desk) -> int:
-    from control.cli.stream import Collected, Streaming
-
     options = desk.options
     name = desk.check_name(options.name)
     if not options.words:
@@ -30,14 +29,34 @@ def exec_(desk: Desk) -> int:
             params[key] = value
     if options.env:
         params["env"] = dict(_split_variable(entry) for entry in options.env)
+    return run_in_guest(desk, name, params, reads_stdin=not options.no_stdin, is_terminal=options.tty)
+
+
+def run_in_guest(
+    desk: Desk,
+    name: str,
+    params: dict[str, Any],
+    *,
+    reads_stdin: bool = True,
+    is_terminal: bool = False,
+    shows: Mapping[str, Any] | None = None,
+) -> int:
+    """Run a program in the guest, with our standard streams, and return its exit code.
+
+    Args:
+        params: Of the supervisor's method `exec`.
+        shows: What the document of --json holds beside what the program did.
+    """
+    from control.cli.stream import Collected, Streaming
+
     with connect(desk.runtime, name) as remote:
-        streaming = Streaming(remote, reads_stdin=not options.no_stdin, is_terminal=options.tty)
+        streaming = Streaming(remote, reads_stdin=reads_stdin, is_terminal=is_terminal)
         collected = Collected() if desk.is_json else None
         result = streaming.run("exec", params, collected)
     if collected is not None:
-        desk.show({"name": name, **result, **collected.to_plain()})
+        desk.show({"name": name, **result, **collected.to_plain(), **(shows or {})})
     elif result["timed_out"]:
-        desk.note(f"{options.words[0]} was killed after {options.timeout:g} s")
+        desk.note(f"{params['argv'][0]} was killed after {params['timeout_s']:g} s")
     return EXIT_TIMEOUT if result["timed_out"] else int(result["exit_code"])
 
 
@@ -61,7 +80,7 @@ def _copy(desk: Desk, method: str) -> int:
     name = desk.check_name(options.name)
     if len(options.paths) < 2:
         raise ConfigError("where to copy to is missing", hint=f"unhinged {method} {name} SOURCE… TARGET")
-    if options.via == "ssh":
+    if (options.via or _choose_way(desk, name)) == "ssh":
         from control.cli.ssh import copy
 
         return copy(desk, name, method, options.paths)
@@ -78,6 +97,13 @@ def _copy(desk: Desk, method: str) -> int:
     if not desk.is_json and copied["skipped"]:
         desk.note(f"{copied['skipped']} sockets or devices were not copied")
     return 0
+
+
+def _choose_way(desk: Desk, name: str) -> str:
+    """The agent where the guest has one: it is quicker, and what it has copied is verified. Else ssh."""
+    record = look(desk.runtime, name).record
+    has_ssh = desk.fleet.vms[name].ssh is not None
+    return "ssh" if has_ssh and not (record is not None and record.agent) else "agent"
 
 
 def send(desk: Desk) -> int:

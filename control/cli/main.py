@@ -82,11 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-n", "--no-stdin", action="store_true", help="give it nothing to read")
     sub.add_argument("words", nargs="*", metavar="PROGRAM …")
     sub = add_one("ssh", "ssh:ssh", "log in with ssh, or run a command: ssh NAME -- COMMAND…")
+    sub.add_argument("--via", choices=("agent", "ssh"), help="which way (ssh where it answers)")
     sub.add_argument("words", nargs="*", metavar="COMMAND …")
     for name, summary in (("put", "copy files and trees into the guest"), ("get", "copy files and trees out of it")):
         sub = add_one(name, f"guest:{name}", summary)
         sub.add_argument("paths", nargs="+", metavar="PATH", help="sources, then where to")
-        sub.add_argument("--via", choices=("agent", "ssh"), help="which way (ssh where it is declared)")
+        sub.add_argument("--via", choices=("agent", "ssh"), help="which way (the agent where the guest has it)")
     sub = add_one("send", "guest:send", "send the guest a message and print its answer")
     sub.add_argument("text")
     sub.add_argument("--details", default="{}", metavar="JSON")

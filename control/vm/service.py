@@ -116,6 +116,7 @@ class Service:
             "exec": self._exec,
             "put": self._put,
             "get": self._get,
+            "authorize": self._authorize,
             "send": self._send,
             "qmp": self._qmp,
             "monitor": self._monitor,
@@ -309,6 +310,11 @@ class Service:
         await self._wait_for_agent(vm, 10.0)
         copied = await vm.guest.get(params["sources"], params["target"], owner=params.get("owner", False))
         return _plain(copied)
+
+    async def _authorize(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        vm = self._living()
+        await self._wait_for_agent(vm, 10.0)
+        return {"added": await vm.guest.ssh_key_add(params["user"], [params["key"]])}
 
     async def _send(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         vm = self._living()

@@ -35,9 +35,9 @@ def test_every_method_has_its_schemas_and_every_schema_its_method() -> None:
 
 def test_every_command_has_a_schema() -> None:
     [commands] = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    # ssh and gdb are other programs from then on, doctor has schemas/doctor.json, config a schema for each action, and
+    # gdb is another program from then on, doctor has schemas/doctor.json, config a schema for each action, and
     # what completion prints is for a shell.
-    without = {"ssh", "gdb", "doctor", "config", "completion"}
+    without = {"gdb", "doctor", "config", "completion"}
     expected = (set(commands.choices) - without) | {"config_check", "config_show", "error"}
     assert {path.stem for path in (SCHEMAS / "cli").glob("*.json")} == expected
 
