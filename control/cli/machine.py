@@ -1,4 +1,4 @@
-"""`unhinged qmp`, `monitor` and `screenshot` (floor 4): what is done with the machine itself."""
+"""`unhinged qmp`, `monitor`, `forward` and `screenshot` (floor 4): what is done with the machine itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from control.cli.desk import Desk, printable
 from control.cli.guest import read_json
+from control.errors import ConfigError
+from control.spec.network import parse_forward
 from control.vm.reach import connect
 
 
@@ -25,6 +27,25 @@ def monitor(desk: Desk) -> int:
     with connect(desk.runtime, name) as remote:
         text: str = remote.call("monitor", {"line": " ".join(desk.options.words)})["text"]
     desk.show({"name": name, "text": text}, "\n".join(printable(line) for line in text.splitlines()))
+    return 0
+
+
+def forward(desk: Desk) -> int:
+    options = desk.options
+    name = desk.check_name(options.name)
+    if (options.forward is None) is not (options.action == "list"):
+        raise ConfigError(
+            "list takes no forward" if options.forward else f"{options.action} needs a forward",
+            hint=f"unhinged forward {name} add 8080:80; remove 8080:80; list",
+        )
+    params = {"action": options.action}
+    if options.forward is not None:
+        parse_forward(options.forward)
+        params["forward"] = options.forward
+    with connect(desk.runtime, name) as remote:
+        answer = remote.call("forward", params)
+    lines = answer["forwards"] if options.action == "list" else [answer["forward"]]
+    desk.show({"name": name, "action": options.action, **answer}, "\n".join(lines))
     return 0
 
 

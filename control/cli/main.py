@@ -110,6 +110,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("arguments", nargs="?", default="{}", metavar="JSON")
     sub = add_one("monitor", "machine:monitor", "run a line of QEMU's monitor")
     sub.add_argument("words", nargs="+", metavar="WORD")
+    sub = add_one("forward", "machine:forward", "change the ports that lead to a running VM: forward NAME add 8080:80")
+    sub.add_argument("action", choices=("add", "remove", "list"))
+    sub.add_argument("forward", nargs="?", metavar="SPEC", help="as in the configuration: 8080:80, auto:80, 53:53/udp")
     sub = add_one("screenshot", "machine:screenshot", "save a picture of the guest's screen")
     sub.add_argument("path", metavar="FILE.png")
 

@@ -8,6 +8,7 @@ from control.cli.desk import Desk, printable
 from control.errors import EXIT_ERROR, ControlError
 from control.spec.declaration import VMDeclaration
 from control.spec.network import Forward
+from control.vm.forwards import list_forwards
 from control.vm.reach import Seen, connect, look
 
 STATUS_TIMEOUT_S = 5.0
@@ -77,6 +78,7 @@ def _find_status(desk: Desk, name: str) -> dict[str, Any]:
     if living.get("pid"):
         told |= {"state": living["state"], "pid": living["pid"]}
     spec = record.spec if record is not None else {}
+    changes = record.forwards if record is not None and seen.is_running else {}
     return {
         **told,
         "directory": str(files.directory),
@@ -95,7 +97,7 @@ def _find_status(desk: Desk, name: str) -> dict[str, Any]:
         "trouble": living.get("trouble", ""),
         "notes": living.get("notes", []),
         "supervisor_pid": living.get("supervisor_pid"),
-        "forwards": [str(Forward(**forward)) for forward in spec.get("forwards", ())],
+        "forwards": [str(forward) for forward in list_forwards(spec, changes)],
         "network": [":".join(filter(None, network.values())) for network in spec.get("networks", ())],
     }
 

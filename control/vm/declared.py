@@ -4,10 +4,8 @@ accelerator chosen, disks made. The command line's face calls it with the instan
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,10 +19,11 @@ from control.process.run import run
 from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 from control.spec.declaration import DiskDeclaration, ShareDeclaration, VMDeclaration
 from control.spec.fleet import Fleet, build_append, build_words
-from control.spec.network import ANY_ADDRESS, PORT_MAX, Forward, Network
+from control.spec.network import Forward, Network
 from control.spec.vm_spec import Accelerator, Boot, DiskFormat
 from control.units import MIB
 from control.vm import media
+from control.vm.ports import check_free, pick_port
 from control.vm.provision import (
     DATA_DISK_SERIAL,
     OVMF_CODE,
@@ -191,54 +190,12 @@ def _pick_ports(
     for forward in vm.host_forwards:
         if forward.host == "auto":
             wish = known.get(forward.key)
-            ports[forward.key] = _pick_port(forward, wish if isinstance(wish, int) else 0)
+            ports[forward.key] = pick_port(forward, wish if isinstance(wish, int) else 0)
             forward = replace(forward, host=ports[forward.key])
         elif make:
-            _check_free(forward)
+            check_free(forward)
         forwards.append(forward)
     return tuple(forwards), ports
-
-
-def _check_free(forward: Forward) -> None:
-    with _open_socket(forward) as probe:
-        try:
-            probe.bind((_bind_address(forward), int(forward.host)))
-        except OSError as error:
-            cause = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened: {error.strerror}"
-            raise HostError(
-                f"port {forward.host} of this host ({forward.protocol}, {_bind_address(forward)}) {cause}",
-                hint=f'"ss -lptn sport = :{forward.host}" names what uses it; or choose another port, or "auto"',
-            ) from error
-
-
-def _pick_port(forward: Forward, wish: int) -> int:
-    """Return a port that is free now: `wish` if it is."""
-    with _open_socket(forward) as probe:
-        if 1 <= wish <= PORT_MAX:
-            try:
-                probe.bind((_bind_address(forward), wish))
-            except OSError:
-                wish = 0
-            else:
-                return wish
-    with _open_socket(forward) as probe:
-        try:
-            probe.bind((_bind_address(forward), 0))
-        except OSError as error:
-            raise HostError(f"no port of this host can be had: {error.strerror}", hint="look at its address") from error
-        return int(probe.getsockname()[1])
-
-
-def _open_socket(forward: Forward) -> socket.socket:
-    probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM)
-    if forward.protocol == "tcp":
-        # As QEMU opens it: connections of an earlier VM that linger are no hindrance.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    return probe
-
-
-def _bind_address(forward: Forward) -> str:
-    return "0.0.0.0" if forward.address in ANY_ADDRESS else forward.address  # noqa: S104 - what the user asked for
 
 
 # -- what it boots -----------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class Record:
         sockets: Where its sockets lie; which short directory a long path gets depends on the environment of the start.
         spec: The specification as plain data (`control.spec.plain`); with it a VM can be started again.
         ports: The ports of the host that were picked, by `Forward.key`; picked again when they are free.
+        forwards: What was changed about its forwards in this run: `added` or `removed`, by the text of each.
         restart: Whether its supervisor starts it again when it ends: `no`, `on-failure` or `always`.
         waits: Its guest is not let run before somebody resumes it.
         note: What went wrong when it FAILED.
@@ -53,6 +54,7 @@ class Record:
     sockets: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
     ports: dict[str, Any] = field(default_factory=dict)
+    forwards: dict[str, Any] = field(default_factory=dict)
     restart: str = "no"
     waits: bool = False
     note: str = ""

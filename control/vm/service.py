@@ -120,6 +120,7 @@ class Service:
             "send": self._send,
             "qmp": self._qmp,
             "monitor": self._monitor,
+            "forward": self._forward,
             "screenshot": self._screenshot,
             "serial": self._serial,
         }
@@ -329,6 +330,17 @@ class Service:
 
     async def _monitor(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         return {"text": await self._living().monitor.human(params["line"])}
+
+    async def _forward(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        from control.spec.network import parse_forward
+        from control.vm.forwards import add_forward, list_forwards, remove_forward
+
+        vm, forward = self._living(), None
+        if params["action"] != "list":
+            change = add_forward if params["action"] == "add" else remove_forward
+            forward = str(await change(vm, parse_forward(params["forward"])))
+        record = vm.record
+        return {"forward": forward, "forwards": [str(each) for each in list_forwards(record.spec, record.forwards)]}
 
     async def _screenshot(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         from control.vm.screen import save_screenshot

@@ -141,6 +141,17 @@ class VM:
         return self._state
 
     @property
+    def record(self) -> Record:
+        """What is kept of it on disk."""
+        return self._record
+
+    def keep_forwards(self, forwards: Mapping[str, str]) -> None:
+        """Record what was changed about its forwards. Raises HostError; the record is as it was."""
+        record = replace(self._record, forwards=dict(forwards))
+        write_record(self.files, record)
+        self._record = record
+
+    @property
     def accelerator(self) -> str:
         return self._record.accelerator
 

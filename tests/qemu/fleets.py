@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -128,6 +129,12 @@ def finish(process: subprocess.Popen[str]) -> Done:
         stdout, stderr = process.communicate(timeout=WITHIN_S)
     assert "Traceback" not in stderr, stderr
     return Done(process.returncode, stdout, stderr)
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def end_at_once(pid: int) -> None:
