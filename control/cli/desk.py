@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from control.errors import ConfigError, ControlError
 from control.wire.failure import build_failure
 
 if TYPE_CHECKING:
+    from control.cli.progress import Board
     from control.spec.fleet import Fleet
     from control.spec.locate import Location
     from control.vm.declared import Planned
@@ -31,6 +33,8 @@ class Desk:
     def __init__(self, options: Namespace) -> None:
         self.options = options
         self.is_json: bool = options.json
+        self._noted: set[str] = set()
+        self._say: Callable[[str], None] = _say
 
     @cached_property
     def location(self) -> Location:
@@ -96,7 +100,29 @@ class Desk:
 
     def note(self, line: str) -> None:
         """Say something beside the result."""
-        print(f"unhinged: {printable(line)}", file=sys.stderr, flush=True)
+        self._say(f"unhinged: {printable(line)}")
+
+    def note_once(self, line: str) -> None:
+        """Say what concerns several VMs, for all of them together."""
+        if line not in self._noted:
+            self._noted.add(line)
+            self.note(line)
+
+    @contextlib.contextmanager
+    def open_board(self, names: Iterable[str]) -> Iterator[Board]:
+        """Show on a terminal how these VMs are getting on, during the body; notes go above it."""
+        from control.cli.progress import Board
+
+        with Board(names, is_shown=not self.is_json and os.isatty(2)) as board:
+            self._say = board.say
+            try:
+                yield board
+            finally:
+                self._say = _say
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def show_error(error: ControlError, *, is_json: bool) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from control.cli.desk import Desk, show_error
+from control.cli.progress import Board
 from control.errors import ConfigError, ControlError, StateError, WaitTimeout
 from control.paths import open_instance_files
 from control.spec.fleet import build_start_layers, get_vm
@@ -100,8 +101,14 @@ def wait(desk: Desk) -> int:
 
 def _start_all(desk: Desk, names: list[str], *, is_paused: bool) -> list[Fate]:
     """Start `names` and what they depend on, one layer after the other; a layer waits for what the user waits for."""
+    layers = build_start_layers(desk.fleet, names)
+    with desk.open_board(name for layer in layers for name in layer) as board:
+        return _start_layers(desk, layers, board, is_paused=is_paused)
+
+
+def _start_layers(desk: Desk, layers: Iterable[Iterable[str]], board: Board, *, is_paused: bool) -> list[Fate]:
     fates: dict[str, Fate] = {}
-    for layer in build_start_layers(desk.fleet, names):
+    for layer in layers:
         ready = []
         for name in layer:
             missing = [need for need in get_vm(desk.fleet, name).depends_on if fates[need].error is not None]
@@ -114,12 +121,20 @@ def _start_all(desk: Desk, names: list[str], *, is_paused: bool) -> list[Fate]:
                 fates[name] = Fate(name, "failed", error=error)
             else:
                 ready.append(name)
-        for fate in _for_each(ready, lambda name: _start_one(desk, name, is_paused=is_paused)):
+        for fate in _for_each(ready, lambda name: _start_one(desk, name, board, is_paused=is_paused)):
             fates[fate.name] = fate
     return list(fates.values())
 
 
-def _start_one(desk: Desk, name: str, *, is_paused: bool) -> Fate:
+def _start_one(desk: Desk, name: str, board: Board, *, is_paused: bool) -> Fate:
+    board.tell(name, "starting QEMU")
+    try:
+        return _start_and_wait(desk, name, board, is_paused=is_paused)
+    finally:
+        board.tell(name, "")
+
+
+def _start_and_wait(desk: Desk, name: str, board: Board, *, is_paused: bool) -> Fate:
     started = time.monotonic()
     vm = get_vm(desk.fleet, name)
     if vm.limits.cpu is not None or vm.limits.memory_bytes is not None:
@@ -132,7 +147,8 @@ def _start_one(desk: Desk, name: str, *, is_paused: bool) -> Fate:
         if lock is not None:
             _start_held(desk, name, lock, is_paused=is_paused)
     if not is_paused and desk.options.wait != "running":
-        _wait_for(desk, name, desk.options.wait, desk.options.wait_timeout)
+        board.tell(name, "waiting")
+        _wait_for(desk, name, desk.options.wait, desk.options.wait_timeout, lambda phase: board.tell(name, phase))
     return Fate(name, outcome, time.monotonic() - started)
 
 
@@ -142,7 +158,7 @@ def _start_held(desk: Desk, name: str, lock: int, *, is_paused: bool) -> None:
     files = open_instance_files(desk.runtime, name, is_shared=desk.location.is_shared)
     planned = desk.plan(name)
     for line in () if desk.is_json else planned.notes:
-        desk.note(line)
+        desk.note_once(line)
     job = {
         "name": name,
         "adopt": False,
@@ -154,7 +170,9 @@ def _start_held(desk: Desk, name: str, lock: int, *, is_paused: bool) -> None:
     start_supervisor(files, lock, job)
 
 
-def _wait_for(desk: Desk, name: str, what: str, timeout_s: float) -> None:
+def _wait_for(
+    desk: Desk, name: str, what: str, timeout_s: float, on_phase: Callable[[str], None] | None = None
+) -> None:
     from control.vm.declared import find_ssh_port
 
     params: dict[str, Any] = {"for": what, "timeout_s": max(timeout_s, 0.001)}
@@ -165,7 +183,7 @@ def _wait_for(desk: Desk, name: str, what: str, timeout_s: float) -> None:
             raise ConfigError(f"{name} has no port for ssh", key=f"vm.{name}.ssh", hint='declare one: port = "auto"')
         params["port"] = port
     with connect(desk.runtime, name) as remote:
-        remote.call("wait", params, timeout_s=timeout_s + 30.0)
+        remote.call("wait", params, timeout_s=timeout_s + 30.0, on_phase=on_phase)
 
 
 # -- ending ------------------------------------------------------------------------------------------------------------

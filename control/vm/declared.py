@@ -51,7 +51,7 @@ class Planned:
 
     Attributes:
         ports: Those that were picked, by `Forward.key`.
-        notes: What the user should know, each one line.
+        notes: What the user should know of this host, each one line; the same for all VMs that it concerns.
     """
 
     spec: Spec
@@ -163,7 +163,7 @@ async def _choose_accelerator(vm: VMDeclaration, qemu: str) -> tuple[Accelerator
     from control.accel.choice import choose_accelerator
 
     choice = await choose_accelerator(vm.accel or "auto", Path(qemu), run, cache_directory())
-    return choice.name, (f"{vm.name}: {choice.reason}",) if choice.name == "tcg" else ()
+    return choice.name, (choice.reason,) if choice.name == "tcg" else ()
 
 
 def _choose_sandbox(vm: VMDeclaration, networks: tuple[Network, ...]) -> bool:

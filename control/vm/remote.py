@@ -9,7 +9,7 @@ import base64
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -47,8 +47,18 @@ class Remote:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def call(self, method: str, params: Mapping[str, Any] | None = None, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+    def call(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+        on_phase: Callable[[str], None] | None = None,
+    ) -> Any:
         """Call `method` and return its result.
+
+        Args:
+            on_phase: Told of each phase of the boot that is reached while `wait` waits.
 
         Raises:
             RemoteError: It failed there.
@@ -59,6 +69,8 @@ class Remote:
         for message in self.messages(timeout_s):
             if message.get("id") == number and "method" not in message:
                 return read_answer(message)
+            if on_phase is not None and message.get("method") == "phase":
+                on_phase(str(message["params"]["phase"]))
         raise self._gone()
 
     def begin(self, method: str, params: Mapping[str, Any] | None = None) -> int:

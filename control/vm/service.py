@@ -200,6 +200,24 @@ class Service:
     # -- waiting ---------------------------------------------------------------------------------------------------
 
     async def _wait(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        telling = asyncio.create_task(self._tell_phases(call))
+        try:
+            return await self._wait_untold(params)
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+    async def _tell_phases(self, call: Call) -> None:
+        """Tell a caller who waits what the boot has reached: where it is first, then each phase as it comes."""
+        told = max(0, len(self.vm.phases) - 1) if self.vm is not None else 0
+        while True:
+            phases = list(self.vm.phases) if self.vm is not None else []
+            for phase in phases[told:]:
+                await call.notify("phase", {"phase": phase})
+            told = len(phases)
+            await asyncio.sleep(LOOK_S)
+
+    async def _wait_untold(self, params: dict[str, Any]) -> dict[str, Any]:
         what, timeout_s = params["for"], params.get("timeout_s", WAIT_TIMEOUT_S)
         started = time.monotonic()
         vm = self._living()

@@ -14,7 +14,7 @@ from control.cli.main import build_parser
 from control.paths import SCHEMAS, InstanceFiles
 from control.vm.service import Fan, Service
 
-SPOKEN = ("request", "input", "signal", "resize", "cancel", "output", "taken", "missed")
+SPOKEN = ("request", "input", "signal", "resize", "cancel", "output", "taken", "missed", "phase")
 OPEN = ("phases", "messages", "arguments", "details", "envelope", "answer", "return", "spec", "ports", "params", "env")
 """Values that are somebody else's, QEMU's or a user's; what is said of them is said elsewhere."""
 

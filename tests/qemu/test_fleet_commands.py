@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pexpect
+import pyte
 import pytest
 
 from control.paths import SCHEMAS
@@ -153,3 +155,23 @@ def test_completion_costs_the_other_commands_nothing(desk: Desk) -> None:
     code = f"{COMMAND[3].partition('from control')[0]}import control.cli.main; print('argcomplete' in sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_start_is_shown_on_a_terminal_and_leaves_what_matters(desk: Desk) -> None:
+    desk.declare("one", "two", more='depends_on = ["one"]\n')
+    screen = pyte.Screen(80, 24)
+    stream = pyte.ByteStream(screen)
+    seen = b""
+    child: pexpect.spawn[Any] = pexpect.spawn(
+        COMMAND[0], [*COMMAND[1:], "start", "--all"], cwd=desk.directory, timeout=WITHIN_S, dimensions=(24, 80)
+    )
+    try:
+        while True:
+            seen += child.read_nonblocking(65536, timeout=WITHIN_S)
+    except pexpect.EOF:
+        child.wait()
+    stream.feed(seen)
+    lines = [line.rstrip() for line in screen.display if line.strip()]
+    assert child.exitstatus == 0, lines
+    assert b"one   starting QEMU" in seen, "a line for what is under way"
+    assert [line.partition(" (")[0] for line in lines] == ["unhinged: one: started", "unhinged: two: started"]
