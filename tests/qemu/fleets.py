@@ -124,9 +124,9 @@ class Desk:
         assert not self.processes(), "processes were left behind"
 
 
-def finish(process: subprocess.Popen[str]) -> Done:
+def finish(process: subprocess.Popen[str], *, within_s: float = WITHIN_S) -> Done:
     with process:
-        stdout, stderr = process.communicate(timeout=WITHIN_S)
+        stdout, stderr = process.communicate(timeout=within_s)
     assert "Traceback" not in stderr, stderr
     return Done(process.returncode, stdout, stderr)
 
