@@ -46,7 +46,7 @@ def measure_memory(settings: Settings) -> list[Figure]:
         for kind in LAUNCHERS:
             with open_launcher(settings, kind) as child:
                 wait_for_output(child, AGENT_READY)
-                peaks[kind].append(_read_status_mb(child.pid, "VmHWM"))
+                peaks[kind].append(read_status_mb(child.pid, "VmHWM"))
         peaks["bare"].append(_measure_bare())
         for name, value in _measure_holder(instance, blocks).items():
             peaks[name].append(value)
@@ -75,7 +75,7 @@ def measure_memory(settings: Settings) -> list[Figure]:
 def _measure_bare() -> float:
     with subprocess.Popen([sys.executable, "-I", "-c", BARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         _expect(child.stdout, b"ready\n")
-        return _read_status_mb(child.pid, "VmHWM")
+        return read_status_mb(child.pid, "VmHWM")
 
 
 def _measure_holder(instance: Instance, blocks: int) -> dict[str, float]:
@@ -87,13 +87,13 @@ def _measure_holder(instance: Instance, blocks: int) -> dict[str, float]:
         _tell(child.stdin, encode_spec(instance.spec))
         _expect(child.stdout, b"ready\n")
         peaks = {
-            "holder": _read_status_mb(child.pid, "VmHWM"),
-            "proportional": _read_proportional_mb(child.pid),
+            "holder": read_status_mb(child.pid, "VmHWM"),
+            "proportional": read_proportional_mb(child.pid),
         }
         for argv in (build_making_argv(burst), build_sending_argv(burst, "console")):
             _tell(child.stdin, json.dumps(argv).encode() + b"\n")
             _expect(child.stdout, b"0\n")
-        peaks["burst"] = _read_status_mb(child.pid, "VmHWM")
+        peaks["burst"] = read_status_mb(child.pid, "VmHWM")
     return peaks
 
 
@@ -111,12 +111,12 @@ def _expect(pipe: IO[bytes] | None, line: bytes) -> None:
         raise RuntimeError(f"the process said {found!r} where {line!r} was due")
 
 
-def _read_status_mb(pid: int, name: str) -> float:
+def read_status_mb(pid: int, name: str) -> float:
     """Read a field of /proc/PID/status (proc(5)); VmHWM is the most that was ever resident since its execution."""
     return _read_kilobytes(Path(f"/proc/{pid}/status"), name) * 1024 / 1e6
 
 
-def _read_proportional_mb(pid: int) -> float:
+def read_proportional_mb(pid: int) -> float:
     return _read_kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss") * 1024 / 1e6
 
 
