@@ -5,7 +5,7 @@ The means of floor 2 do not import each other: a module that needs a stream or a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,4 +42,19 @@ class Runner(Protocol):
         timeout_s: float,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+    ) -> Completed: ...
+
+
+class PipedRunner(Protocol):
+    """A `Runner` that also gives the child something to read, and tells what it says on stderr as it comes."""
+
+    async def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        on_stderr: Callable[[bytes], None] | None = None,
     ) -> Completed: ...

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from control.errors import HostError
@@ -28,10 +29,16 @@ async def run(
     timeout_s: float,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    on_stderr: Callable[[bytes], None] | None = None,
 ) -> Completed:
-    """Run `argv` (no shell, stdin empty, a process group of its own) and return what it left.
+    """Run `argv` (no shell, a process group of its own) and return what it left.
 
     At the deadline, and when the caller is cancelled, the whole process group is killed and reaped.
+
+    Args:
+        stdin: What it can read, as a file.
+        on_stderr: Told what it says on stderr, as it comes.
 
     Raises:
         HostError: The program cannot be started (missing, not executable); nothing is left running.
@@ -39,16 +46,17 @@ async def run(
     LOG.debug("run: %s", " ".join(argv))
     started = time.monotonic()
     try:
-        transport, collector = await asyncio.get_running_loop().subprocess_exec(
-            _Collector,
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd=cwd,
-            env=env,
-            start_new_session=True,
-        )
+        with _open_stdin(stdin) as source:
+            transport, collector = await asyncio.get_running_loop().subprocess_exec(
+                lambda: _Collector(on_stderr),
+                *argv,
+                stdin=source,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                cwd=cwd,
+                env=env,
+                start_new_session=True,
+            )
     except OSError as error:
         raise HostError(f"{argv[0]} cannot be started: {error.strerror}", hint="make doctor") from error
     return_code: int | None = None
@@ -71,6 +79,18 @@ async def run(
     return Completed(tuple(argv), return_code, stdout, stderr, time.monotonic() - started)
 
 
+@contextlib.contextmanager
+def _open_stdin(data: bytes) -> Iterator[int]:
+    """A file, because it cannot be full: a child that does not read it stands in nobody's way."""
+    if not data:
+        yield asyncio.subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        yield file.fileno()
+
+
 def kill_group(process_group: int) -> None:
     """Kill what is left of a process group; none left is fine."""
     with contextlib.suppress(ProcessLookupError):
@@ -80,7 +100,8 @@ def kill_group(process_group: int) -> None:
 class _Collector(asyncio.SubprocessProtocol):
     """Keeps the beginning of what a child process writes, and knows when it has ended and when its pipes have."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_stderr: Callable[[bytes], None] | None) -> None:
+        self._on_stderr = on_stderr
         self.outputs = {1: bytearray(), 2: bytearray()}
         self.exited = asyncio.Event()
         self.drained = asyncio.Event()
@@ -89,6 +110,8 @@ class _Collector(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         kept = self.outputs[fd]
         kept += data[: max(0, OUTPUT_LIMIT_BYTES - len(kept))]
+        if fd == 2 and self._on_stderr is not None:
+            self._on_stderr(data)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         self._open.discard(fd)

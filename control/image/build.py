@@ -1,0 +1,89 @@
+"""Builds one image (floor 2): whether it has to be, by whom, and that nobody else does at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from control.errors import ControlError, HostError, ImageBuildError, StateError
+from control.image.disk import make_raw
+from control.image.manifest import find_state, hash_inputs, publish
+from control.image.workshop import Workshop
+from control.paths import open_image_directory
+from control.spec.image import ImageDeclaration
+
+_SCRATCH = "build."
+
+_MAKERS: Mapping[str, Callable[[ImageDeclaration, Workshop, Path], Path]] = {
+    "raw": make_raw,
+}
+"""Each makes the image in an empty directory, and says where it is."""
+
+
+def build_image(image: ImageDeclaration, shop: Workshop, *, force: bool = False) -> bool:
+    """Bring `image` up to date; tells whether there was anything to do.
+
+    Args:
+        force: Build it again, though nothing it is made from has changed.
+
+    Raises:
+        ConfigError, ImageError, BootError: What is declared does not work.
+        StateError: Another command is building it, or a raw image would be lost with what is on it.
+        HostError: A program, QEMU or room on the disk is missing.
+        WaitTimeout: It took too long. However it fails, an older image is as it was.
+    """
+    with _naming(image):
+        directory = open_image_directory(image.path.parent)
+        with _hold(directory):
+            if image.builder not in _MAKERS:
+                raise ImageBuildError(f"the builder {image.builder} is not there yet", hint="raw is")
+            if not force and find_state(image, shop.variables) == "built":
+                return False
+            _check_unwritten(image, force=force)
+            for left in directory.glob(f"{_SCRATCH}*/"):  # of a build that was killed
+                shutil.rmtree(left)
+            inputs = hash_inputs(image, shop.variables)
+            with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=directory) as scratch:
+                publish(image, _MAKERS[image.builder](image, shop, Path(scratch)), inputs)
+            return True
+
+
+@contextlib.contextmanager
+def _naming(image: ImageDeclaration) -> Iterator[None]:
+    """Say of an error which image it is about; one of the operating system becomes one of ours."""
+    try:
+        yield
+    except ControlError as error:
+        error.args = (f"[img.{image.name}] {error}",)
+        raise
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+        raise HostError(f"[img.{image.name}] {what}", hint="make room there, or get the right to write") from error
+
+
+@contextlib.contextmanager
+def _hold(directory: Path) -> Iterator[None]:
+    """Keep other builds of this image away; the kernel forgets it however we end."""
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError(
+                "another command is building it", state="building", required=("idle",), hint="wait for its end"
+            ) from error
+        yield
+
+
+def _check_unwritten(image: ImageDeclaration, *, force: bool) -> None:
+    """A disk that was empty and is not any more holds what a user would miss."""
+    if image.builder == "raw" and not force and image.path.exists() and image.path.stat().st_blocks:
+        raise StateError(
+            f"{image.path} has been written to, and a new one would be empty",
+            state="written",
+            required=("empty",),
+            hint="--force makes it anew, and loses what is on it",
+        )
