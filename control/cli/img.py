@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from control.cli.desk import Desk
+from control.cli.desk import Desk, show_error
 from control.errors import ConfigError, ControlError
+from control.image.manifest import find_state
+from control.paths import cache_directory, find_instance_files
 from control.spec.tomlfile import show_value, suggest
+from control.units import format_duration, format_size
+from control.wire.failure import build_failure
 
 if TYPE_CHECKING:
     from control.image.workshop import Machine, Workshop
@@ -18,69 +24,54 @@ def img(desk: Desk) -> int:
 
 
 def list_images(desk: Desk) -> int:
-    images = list(desk.fleet.images.values())
-    rows = [_describe(desk, image) for image in images]
-    width = max([4, *(len(image.name) for image in images)])
+    rows = [_describe(desk, image) for image in desk.fleet.images.values()]
+    width = max([4, *(len(row["name"]) for row in rows)])
     lines = [f"{'NAME':{width}}  BUILDER     STATE    SIZE       PATH"]
-    lines += [
-        f"{row['name']:{width}}  {row['builder']:10}  {row['state']:7}  {_show_size(row):9}  {row['path']}"
-        for row in rows
-    ]
+    for row in rows:
+        size = "-" if row["size_bytes"] is None else format_size(row["size_bytes"])
+        lines.append(f"{row['name']:{width}}  {row['builder']:10}  {row['state']:7}  {size:9}  {row['path']}")
     desk.show({"file": str(desk.location.path), "images": rows}, "\n".join(lines))
     return 0
 
 
-def _describe(desk: Desk, image: ImageDeclaration) -> dict[str, Any]:
-    from control.image.manifest import find_state
-
-    state = find_state(image, _variables(desk))
-    size = None if state == "missing" else image.path.stat().st_size
-    return {"name": image.name, "builder": image.builder, "state": state, "size_bytes": size, "path": str(image.path)}
-
-
-def _show_size(row: dict[str, Any]) -> str:
-    from control.units import format_size
-
-    return "-" if row["size_bytes"] is None else format_size(row["size_bytes"])
-
-
-def _variables(desk: Desk) -> dict[str, Any]:
-    paths = {name: str(image.path) for name, image in desk.fleet.images.items()}
-    return {**desk.fleet.vars, "img": paths}
-
-
 def build(desk: Desk) -> int:
-    from control.cli.desk import show_error
-    from control.units import format_duration
-    from control.wire.failure import build_failure
-
+    """Build one after the other: each takes all that the host has. The exit code is that of the first failure."""
+    images = _choose(desk)
     shop = _open_workshop(desk)
     rows, exit_code = [], 0
-    for image in _choose(desk):
-        outcome, seconds, error = _build_one(desk, image, shop)
+    for image in images:
+        began = time.monotonic()
+        outcome, error = _build_one(desk, image, shop)
+        seconds = time.monotonic() - began
+        if error is None:
+            desk.note(f"{image.name}: {outcome} ({format_duration(seconds)}): {image.path}")
+        elif not desk.is_json:
+            show_error(error, is_json=False)
         exit_code = exit_code or (error.exit_code if error is not None else 0)
         failure = build_failure(error) if error is not None else None
-        row = {**_describe(desk, image), "outcome": outcome, "seconds": round(seconds, 3), "error": failure}
-        rows.append(row)
-        if error is not None and not desk.is_json:
-            show_error(error, is_json=False)
-        elif error is None:
-            desk.note(f"{image.name}: {outcome} ({format_duration(seconds)}) {image.path}")
+        rows.append({**_describe(desk, image), "outcome": outcome, "seconds": round(seconds, 3), "error": failure})
     desk.show({"images": rows, "exit_code": exit_code})
     return exit_code
 
 
-def _build_one(desk: Desk, image: ImageDeclaration, shop: Workshop) -> tuple[str, float, ControlError | None]:
-    import time
-
+def _build_one(desk: Desk, image: ImageDeclaration, shop: Workshop) -> tuple[str, ControlError | None]:
     from control.image.build import build_image
 
-    began = time.monotonic()
     try:
-        outcome = "built" if build_image(image, shop, force=desk.options.force) else "unchanged"
+        return ("built" if build_image(image, shop, force=desk.options.force) else "unchanged"), None
     except ControlError as error:
-        return "failed", time.monotonic() - began, error
-    return outcome, time.monotonic() - began, None
+        return "failed", error
+
+
+def _describe(desk: Desk, image: ImageDeclaration) -> dict[str, Any]:
+    state = find_state(image, _list_variables(desk))
+    size = None if state == "missing" else image.path.stat().st_size
+    return {"name": image.name, "builder": image.builder, "state": state, "size_bytes": size, "path": str(image.path)}
+
+
+def _list_variables(desk: Desk) -> dict[str, Any]:
+    paths = {name: str(image.path) for name, image in desk.fleet.images.items()}
+    return {**desk.fleet.vars, "img": paths}
 
 
 def _choose(desk: Desk) -> list[ImageDeclaration]:
@@ -88,8 +79,10 @@ def _choose(desk: Desk) -> list[ImageDeclaration]:
     images, names = desk.fleet.images, list(dict.fromkeys(desk.options.names))
     if desk.options.all and names:
         raise ConfigError("--all and names exclude each other", hint="name images, or say --all")
-    if not desk.options.all and not names:
-        raise ConfigError("no image is named", hint=suggest("", list(images), kind="images") + "; or say --all")
+    if desk.options.all:
+        return list(images.values())
+    if not names:
+        raise ConfigError("no image is named", hint=f"name one of: {', '.join(list(images)[:20])}; or say --all")
     for name in names:
         if name not in images:
             raise ConfigError(
@@ -98,12 +91,14 @@ def _choose(desk: Desk) -> list[ImageDeclaration]:
                 key=f"img.{name[:80]}",
                 hint=suggest(name, list(images), kind="images"),
             )
-    return [images[name] for name in names] if names else list(images.values())
+    return [images[name] for name in names]
+
+
+# -- what a build is given to work with --------------------------------------------------------------------------------
 
 
 def _open_workshop(desk: Desk) -> Workshop:
     from control.image.workshop import Workshop
-    from control.paths import cache_directory
     from control.process.run import run
 
     return Workshop(
@@ -113,18 +108,27 @@ def _open_workshop(desk: Desk) -> Workshop:
         downloads=cache_directory() / "images",
         directory=desk.location.directory,
         qemu_img=desk.fleet.qemu_img or "qemu-img",
-        variables=_variables(desk),
+        variables=_list_variables(desk),
+        overlays=_find_overlays(desk),
         boot_timeout_s=desk.options.timeout,
     )
 
 
+def _find_overlays(desk: Desk) -> dict[str, list[Path]]:
+    """What VMs have written over the images of the file."""
+    found: dict[str, list[Path]] = {}
+    for vm in desk.fleet.vms.values():
+        overlay = find_instance_files(desk.runtime, vm.name).overlay
+        if vm.image is not None and vm.image.kind == "named" and overlay.exists():
+            found.setdefault(vm.image.name, []).append(overlay)
+    return found
+
+
 def _find_machine(desk: Desk) -> Machine:
     import asyncio
-    from pathlib import Path
 
     from control.accel.choice import choose_accelerator
     from control.image.workshop import Machine
-    from control.paths import cache_directory
     from control.process.run import run
     from control.vm.declared import find_qemu_of
 

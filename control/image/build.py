@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from control.errors import ControlError, HostError, ImageBuildError, StateError
+from control.errors import ControlError, HostError, StateError
+from control.image.cloud import make_cloud
 from control.image.disk import make_raw
 from control.image.manifest import find_state, hash_inputs, publish
+from control.image.ours import make_builtin, make_debian
 from control.image.workshop import Workshop
 from control.paths import open_image_directory
 from control.spec.image import ImageDeclaration
@@ -20,6 +22,8 @@ _SCRATCH = "build."
 
 _MAKERS: Mapping[str, Callable[[ImageDeclaration, Workshop, Path], Path]] = {
     "raw": make_raw,
+    "cloud-init": make_cloud,
+    "debian": make_debian,
 }
 """Each makes the image in an empty directory, and says where it is."""
 
@@ -32,18 +36,18 @@ def build_image(image: ImageDeclaration, shop: Workshop, *, force: bool = False)
 
     Raises:
         ConfigError, ImageError, BootError: What is declared does not work.
-        StateError: Another command is building it, or a raw image would be lost with what is on it.
+        StateError: Another command is building it, or what is on it or over it would be lost.
         HostError: A program, QEMU or room on the disk is missing.
         WaitTimeout: It took too long. However it fails, an older image is as it was.
     """
     with _naming(image):
+        if image.builder == "builtin":
+            return make_builtin(image, shop, force=force)
         directory = open_image_directory(image.path.parent)
         with _hold(directory):
-            if image.builder not in _MAKERS:
-                raise ImageBuildError(f"the builder {image.builder} is not there yet", hint="raw is")
             if not force and find_state(image, shop.variables) == "built":
                 return False
-            _check_unwritten(image, force=force)
+            _check_unwritten(image, shop, force=force)
             for left in directory.glob(f"{_SCRATCH}*/"):  # of a build that was killed
                 shutil.rmtree(left)
             inputs = hash_inputs(image, shop.variables)
@@ -78,8 +82,16 @@ def _hold(directory: Path) -> Iterator[None]:
         yield
 
 
-def _check_unwritten(image: ImageDeclaration, *, force: bool) -> None:
-    """A disk that was empty and is not any more holds what a user would miss."""
+def _check_unwritten(image: ImageDeclaration, shop: Workshop, *, force: bool) -> None:
+    """What VMs have written, over the image or onto a disk that was empty, is not lost unasked."""
+    overlays = shop.overlays.get(image.name, ())
+    if overlays and image.path.exists():
+        raise StateError(
+            f"what VMs have written lies over the image as it is: {', '.join(path.parent.name for path in overlays)}",
+            state="used",
+            required=("unused",),
+            hint=f"stop them and remove what they have written: rm {' '.join(map(str, overlays))}",
+        )
     if image.builder == "raw" and not force and image.path.exists() and image.path.stat().st_blocks:
         raise StateError(
             f"{image.path} has been written to, and a new one would be empty",

@@ -38,6 +38,7 @@ class Workshop:
         downloads: Where downloads are kept, by what they hash to.
         directory: That of the configuration: scripts run there.
         variables: What the words of `build_args` may name besides `env`.
+        overlays: What VMs have written over an image, by the image's name; it makes sense over that image only.
         boot_timeout_s: How long the build boot may take.
     """
 
@@ -48,6 +49,7 @@ class Workshop:
     directory: Path
     qemu_img: str = "qemu-img"
     variables: Mapping[str, Any] = field(default_factory=dict)
+    overlays: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     boot_timeout_s: float = 1800.0
 
     def run(
