@@ -12,7 +12,7 @@ from pathlib import Path
 from control.errors import ControlError, HostError, StateError
 from control.image.cloud import make_cloud
 from control.image.disk import make_raw
-from control.image.manifest import find_state, hash_inputs, publish
+from control.image.manifest import find_state, hash_inputs, publish, was_written
 from control.image.ours import make_builtin, make_debian
 from control.image.workshop import Workshop
 from control.paths import open_image_directory
@@ -83,7 +83,7 @@ def _hold(directory: Path) -> Iterator[None]:
 
 
 def _check_unwritten(image: ImageDeclaration, shop: Workshop, *, force: bool) -> None:
-    """What VMs have written, over the image or onto a disk that was empty, is not lost unasked."""
+    """What VMs have written, over the image or into it, is not lost unasked."""
     overlays = shop.overlays.get(image.name, ())
     if overlays and image.path.exists():
         raise StateError(
@@ -92,10 +92,10 @@ def _check_unwritten(image: ImageDeclaration, shop: Workshop, *, force: bool) ->
             required=("unused",),
             hint=f"stop them and remove what they have written: rm {' '.join(map(str, overlays))}",
         )
-    if image.builder == "raw" and not force and image.path.exists() and image.path.stat().st_blocks:
+    if not force and was_written(image):
         raise StateError(
-            f"{image.path} has been written to, and a new one would be empty",
+            f"{image.path} has been written to since it was built, and a new one would be without that",
             state="written",
-            required=("empty",),
-            hint="--force makes it anew, and loses what is on it",
+            required=("as it was built",),
+            hint="--force makes it anew, and loses what was written",
         )

@@ -24,15 +24,25 @@ def find_state(image: ImageDeclaration, variables: Mapping[str, Any]) -> State:
         return "missing"
     if image.builder == "builtin":
         return "built"
-    try:
-        known = json.loads(manifest_of(image).read_text(encoding="utf-8"))["inputs"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "stale"
-    return "built" if known == hash_inputs(image, variables) else "stale"
+    return "built" if _read_manifest(image).get("inputs") == hash_inputs(image, variables) else "stale"
 
 
-def manifest_of(image: ImageDeclaration) -> Path:
+def was_written(image: ImageDeclaration) -> bool:
+    """Tell whether somebody has written to the image since it was built; without a manifest nobody knows."""
+    return image.path.exists() and _read_manifest(image).get("modified_ns") != image.path.stat().st_mtime_ns
+
+
+def _find_manifest(image: ImageDeclaration) -> Path:
     return image.path.parent / "manifest.json"
+
+
+def _read_manifest(image: ImageDeclaration) -> dict[str, Any]:
+    """What is known of the image; nothing where its manifest is missing or damaged."""
+    try:
+        known = json.loads(_find_manifest(image).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def hash_inputs(image: ImageDeclaration, variables: Mapping[str, Any]) -> str:
@@ -62,8 +72,8 @@ def publish(image: ImageDeclaration, made: Path, inputs: str) -> None:
     """Put `made` in the place of the image; at each moment there is the old one or the new one, whole."""
     with made.open("rb") as file:
         os.fsync(file.fileno())
-    manifest = manifest_of(image)
-    text = json.dumps({"format": FORMAT, "inputs": inputs, "bytes": made.stat().st_size}, indent=1) + "\n"
+    manifest = _find_manifest(image)
+    text = json.dumps({"format": FORMAT, "inputs": inputs, "modified_ns": made.stat().st_mtime_ns}, indent=1) + "\n"
     fresh = manifest.with_name(f"{manifest.name}.new")
     fresh.write_text(text, encoding="utf-8")
     manifest.unlink(missing_ok=True)  # were we killed after the next line, the image would count as stale
