@@ -99,11 +99,13 @@ def _choose(desk: Desk) -> list[ImageDeclaration]:
 
 def _open_workshop(desk: Desk) -> Workshop:
     from control.image.workshop import Workshop
+    from control.process.handle import start_keeper
     from control.process.run import run
 
     return Workshop(
         runner=run,
         note=desk.note,
+        keep=start_keeper,
         find_machine=lambda: _find_machine(desk),
         downloads=cache_directory() / "images",
         directory=desk.location.directory,

@@ -46,10 +46,12 @@ def boot_once(image: ImageDeclaration, shop: Workshop, disk: Path, iso: Path, en
     log = image.path.parent / "build.log"
     log.unlink(missing_ok=True)
     machine = shop.find_machine()
-    argv = [machine.qemu, *_build_words(image, shop, machine, disk, iso, env), *_build_ours(log)]
+    pid_file = disk.with_name("pid")
+    argv = [machine.qemu, *_build_words(image, shop, machine, disk, iso, env), *_build_ours(log, pid_file)]
     limit = shop.boot_timeout_s
     shop.note(f"{image.name}: setting it up in a VM, for at most {format_duration(limit)}; its console: {log}")
-    done = shop.run(argv, timeout_s=limit, stdin=_GREET)
+    with shop.keep(pid_file):
+        done = shop.run(argv, timeout_s=limit, stdin=_GREET)
     seen = _read_tail(log)
     events = list(_read_events(done.stdout))
     if any(event["event"] == "BLOCK_IO_ERROR" and event["data"].get("nospace") for event in events):
@@ -110,8 +112,9 @@ def _build_default_words(machine: Machine, disk: Path, iso: Path) -> list[str]:
     ]
 
 
-def _build_ours(log: Path) -> list[str]:
+def _build_ours(log: Path, pid_file: Path) -> list[str]:
     return [
+        *("-pidfile", str(pid_file)),
         *("-display", "none", "-no-reboot", "-serial", f"file:{log}", "-monitor", "none"),
         *("-qmp", "stdio"),  # its last words say why it ended
     ]

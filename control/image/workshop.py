@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,7 @@ class Workshop:
 
     Attributes:
         note: Tells the user how far it is, a line at a time.
+        keep: Sees to it, during a body, that the QEMU which writes that pid file does not outlive us.
         find_machine: Looks for QEMU and chooses the accelerator; asked only by who boots something.
         downloads: Where downloads are kept, by what they hash to.
         directory: That of the configuration: scripts run there.
@@ -44,6 +46,7 @@ class Workshop:
 
     runner: PipedRunner
     note: Callable[[str], None]
+    keep: Callable[[Path], AbstractContextManager[object]]
     find_machine: Callable[[], Machine]
     downloads: Path
     directory: Path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -119,8 +118,7 @@ def test_a_build_that_fails_leaves_the_older_image(
     assert (row["outcome"], row["state"]) == ("failed", "stale")
     assert row["error"]["exit_code"] == exit_code and message in row["error"]["message"]
     assert any(line.endswith("hello") for line in row["error"]["evidence"]) and row["error"]["hint"]
-    assert path.read_bytes() == before and leaves_no_scratch(desk)
-    desk.wait_until_gone()
+    assert path.read_bytes() == before and leaves_no_scratch(desk) and not desk.processes()
 
 
 def test_a_qemu_that_refuses_its_words(desk: Desk) -> None:
@@ -190,19 +188,32 @@ def test_a_second_build_of_the_same_image_is_refused(desk: Desk) -> None:
     assert build(desk, "cloud")["outcome"] == "built"
 
 
-def test_a_build_that_is_interrupted_leaves_nothing(desk: Desk) -> None:
+def begin_endless_build(desk: Desk) -> subprocess.Popen[str]:
     declare(desk, HALT[:3])
     process = desk.begin("img", "build", "cloud")
     log = desk.runtime / "img.cloud" / "build.log"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_bytes()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    with process:
+    return process
+
+
+def test_a_build_that_is_interrupted_leaves_nothing(desk: Desk) -> None:
+    with begin_endless_build(desk) as process:
+        process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
+    assert leaves_no_scratch(desk) and not desk.processes() and state(desk) == "missing"
+
+
+def test_a_build_that_is_killed_takes_its_qemu_along(desk: Desk) -> None:
+    with begin_endless_build(desk) as process:
+        assert desk.processes()
+        process.kill()
+        process.communicate(timeout=60)
     desk.wait_until_gone()
-    assert leaves_no_scratch(desk) and state(desk) == "missing"
+    declare(desk)
+    assert build(desk, "cloud")["outcome"] == "built" and leaves_no_scratch(desk)
 
 
 def test_the_list_for_people(desk: Desk) -> None:

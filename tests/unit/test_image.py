@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -172,7 +173,7 @@ def shop(tmp_path: Path) -> Workshop:
     def find_machine() -> Machine:
         raise AssertionError("nothing is to be booted")
 
-    return Workshop(run, lambda _: None, find_machine, tmp_path / "cache", tmp_path)
+    return Workshop(run, lambda _: None, lambda _: nullcontext(), find_machine, tmp_path / "cache", tmp_path)
 
 
 def test_each_input_changes_the_hash_and_none_else(image: ImageDeclaration, tmp_path: Path) -> None:
