@@ -46,7 +46,10 @@ class Runner(Protocol):
 
 
 class PipedRunner(Protocol):
-    """A `Runner` that also gives the child something to read, and tells what it says on stderr as it comes."""
+    """A `Runner` that also gives the child something to read, and tells what it writes as it comes.
+
+    `on_stdout` says whether that is enough: the child is killed then.
+    """
 
     async def __call__(
         self,
@@ -56,5 +59,6 @@ class PipedRunner(Protocol):
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
+        on_stdout: Callable[[bytes], bool] | None = None,
         on_stderr: Callable[[bytes], None] | None = None,
     ) -> Completed: ...

@@ -66,7 +66,7 @@ def _naming(image: ImageDeclaration) -> Iterator[None]:
         raise
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-        raise HostError(f"[img.{image.name}] {what}", hint="make room there, or get the right to write") from error
+        raise HostError(f"[img.{image.name}] {what}", hint="look at rights and room there") from error
 
 
 @contextlib.contextmanager

@@ -46,7 +46,11 @@ def fetch(url: str, sha256: str, directory: Path, note: Callable[[str], None], l
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     final, partial = directory / sha256, directory / f"{sha256}.partial"
     with (directory / f"{sha256}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another command may be at it: then it is there afterwards
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            note(f"another command is downloading {url}: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if final.is_file() and hash_file(final) == sha256:
             return final
         note(f"downloading {url}")

@@ -51,11 +51,11 @@ def boot_once(image: ImageDeclaration, shop: Workshop, disk: Path, iso: Path, en
     limit = shop.boot_timeout_s
     shop.note(f"{image.name}: setting it up in a VM, for at most {format_duration(limit)}; its console: {log}")
     with shop.keep(pid_file):
-        done = shop.run(argv, timeout_s=limit, stdin=_GREET)
+        done = shop.run(argv, timeout_s=limit, stdin=_GREET, on_stdout=_tells_of_full_disk)
     seen = _read_tail(log)
     events = list(_read_events(done.stdout))
-    if any(event["event"] == "BLOCK_IO_ERROR" and event["data"].get("nospace") for event in events):
-        raise HostError(f"there was no room left for {disk}", hint="make room there")
+    if _tells_of_full_disk(done.stdout):
+        raise HostError(f"there was no room left in {disk.parent}", hint="make room there, or ask for a smaller image")
     if done.timed_out:
         raise WaitTimeout(
             f"{image.name} to power itself off",
@@ -134,6 +134,12 @@ def _leave_out_ours(words: Sequence[str]) -> list[str]:
 def _escape(path: Path) -> str:
     """A comma is doubled in a value (QEMU manual, "-drive")."""
     return str(path).replace(",", ",,")
+
+
+def _tells_of_full_disk(output: bytes) -> bool:
+    """QEMU stops the guest then, until there is room (QEMU manual, "-drive", werror=enospc): it would not end."""
+    # Each event is one short line, and QEMU writes it at once.
+    return any(event["event"] == "BLOCK_IO_ERROR" and event["data"].get("nospace") for event in _read_events(output))
 
 
 def _read_events(output: bytes) -> Iterator[dict[str, Any]]:

@@ -61,9 +61,10 @@ class Workshop:
         *,
         timeout_s: float,
         stdin: bytes = b"",
+        on_stdout: Callable[[bytes], bool] | None = None,
         on_stderr: Callable[[bytes], None] | None = None,
     ) -> Completed:
-        """Run a program to its end, whatever that is.
+        """Run a program to its end, whatever that is; the arguments are those of `PipedRunner`.
 
         Raises:
             HostError: It is missing; names the package.
@@ -72,7 +73,16 @@ class Workshop:
         if "/" not in program and find_program(program, os.environ.get("PATH", os.defpath)) is None:
             package = PACKAGES.get(program)
             raise HostError(f"{program} is not installed", hint=f"apt-get install {package}" if package else "")
-        return asyncio.run(self.runner(argv, timeout_s=timeout_s, cwd=self.directory, stdin=stdin, on_stderr=on_stderr))
+        return asyncio.run(
+            self.runner(
+                argv,
+                timeout_s=timeout_s,
+                cwd=self.directory,
+                stdin=stdin,
+                on_stdout=on_stdout,
+                on_stderr=on_stderr,
+            )
+        )
 
     def run_well(self, argv: Sequence[str], what: str, *, timeout_s: float, hint: str = "") -> Completed:
         """Run a program that has to succeed.

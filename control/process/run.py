@@ -30,6 +30,7 @@ async def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: bytes = b"",
+    on_stdout: Callable[[bytes], bool] | None = None,
     on_stderr: Callable[[bytes], None] | None = None,
 ) -> Completed:
     """Run `argv` (no shell, a process group of its own) and return what it left.
@@ -38,6 +39,7 @@ async def run(
 
     Args:
         stdin: What it can read, as a file.
+        on_stdout: Told what it writes to stdout, as it comes; the group is killed when it says that this is enough.
         on_stderr: Told what it says on stderr, as it comes.
 
     Raises:
@@ -48,7 +50,7 @@ async def run(
     try:
         with _open_stdin(stdin) as source:
             transport, collector = await asyncio.get_running_loop().subprocess_exec(
-                lambda: _Collector(on_stderr),
+                lambda: _Collector(on_stdout, on_stderr),
                 *argv,
                 stdin=source,
                 stdout=asyncio.subprocess.PIPE,
@@ -100,16 +102,25 @@ def kill_group(process_group: int) -> None:
 class _Collector(asyncio.SubprocessProtocol):
     """Keeps the beginning of what a child process writes, and knows when it has ended and when its pipes have."""
 
-    def __init__(self, on_stderr: Callable[[bytes], None] | None) -> None:
+    def __init__(self, on_stdout: Callable[[bytes], bool] | None, on_stderr: Callable[[bytes], None] | None) -> None:
+        self._on_stdout = on_stdout
         self._on_stderr = on_stderr
         self.outputs = {1: bytearray(), 2: bytearray()}
         self.exited = asyncio.Event()
         self.drained = asyncio.Event()
         self._open = {1, 2}
+        self._pid = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self._pid = transport.get_pid()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         kept = self.outputs[fd]
         kept += data[: max(0, OUTPUT_LIMIT_BYTES - len(kept))]
+        enough = fd == 1 and self._on_stdout is not None and self._on_stdout(data)
+        if enough and not self.exited.is_set():
+            kill_group(self._pid)
         if fd == 2 and self._on_stderr is not None:
             self._on_stderr(data)
 

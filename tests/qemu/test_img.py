@@ -129,6 +129,21 @@ def test_a_qemu_that_refuses_its_words(desk: Desk) -> None:
     assert row["state"] == "missing"
 
 
+def test_a_disk_that_is_full_ends_the_build_at_once(desk: Desk) -> None:
+    # What QEMU 7.2 says when its disk lies on a full tmpfs; it stops the guest then, and waits for room.
+    event = (
+        '{"event": "BLOCK_IO_ERROR", "data": {"nospace": true, "action": "stop", "reason": "No space left on device"}}'
+    )
+    qemu = desk.directory / "qemu.sh"
+    qemu.write_text(
+        f'#!/bin/sh\ncase "$*" in *-pidfile*) echo \'{event}\'; exec sleep 60;; esac\nexec qemu-system-x86_64 "$@"\n'
+    )
+    qemu.chmod(0o755)
+    declare(desk, more='[qemu]\nbin = "./qemu.sh"\n')
+    error = build(desk, "cloud")["error"]
+    assert "there was no room left" in error["message"] and error["kind"] == "HostError" and leaves_no_scratch(desk)
+
+
 def test_the_words_of_qqmgrs_example_are_taken(desk: Desk) -> None:
     words = ["-m", "{{.memory}}", "-drive", "file={{.img_self}},if=virtio", "-cdrom", "{{.cloud_init_iso}}", "-boot"]
     words += ["order=c", "-nographic", "-netdev", "user,id=net0", "-serial", "mon:stdio", "-name", "{{.who}}"]
