@@ -107,23 +107,20 @@ def _open_workshop(desk: Desk) -> Workshop:
         note=desk.note,
         keep=start_keeper,
         find_machine=lambda: _find_machine(desk),
+        find_overlays=lambda name: _find_overlays(desk, name),
         downloads=cache_directory() / "images",
         directory=desk.location.directory,
         qemu_img=desk.fleet.qemu_img or "qemu-img",
         variables=_list_variables(desk),
-        overlays=_find_overlays(desk),
         boot_timeout_s=desk.options.timeout,
     )
 
 
-def _find_overlays(desk: Desk) -> dict[str, list[Path]]:
-    """What VMs have written over the images of the file."""
-    found: dict[str, list[Path]] = {}
-    for vm in desk.fleet.vms.values():
-        overlay = find_instance_files(desk.runtime, vm.name).overlay
-        if vm.image is not None and vm.image.kind == "named" and overlay.exists():
-            found.setdefault(vm.image.name, []).append(overlay)
-    return found
+def _find_overlays(desk: Desk, image: str) -> list[Path]:
+    """What VMs have written over an image of the file."""
+    users = [vm.name for vm in desk.fleet.vms.values() if vm.image is not None and vm.image.name == image]
+    overlays = [find_instance_files(desk.runtime, name).overlay for name in users]
+    return [overlay for overlay in overlays if overlay.exists()]
 
 
 def _find_machine(desk: Desk) -> Machine:

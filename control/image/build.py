@@ -52,7 +52,9 @@ def build_image(image: ImageDeclaration, shop: Workshop, *, force: bool = False)
                 shutil.rmtree(left)
             inputs = hash_inputs(image, shop.variables)
             with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=directory) as scratch:
-                publish(image, _MAKERS[image.builder](image, shop, Path(scratch)), inputs)
+                made = _MAKERS[image.builder](image, shop, Path(scratch))
+                _check_unwritten(image, shop, force=force)  # that took minutes, and VMs may have been started
+                publish(image, made, inputs)
             return True
 
 
@@ -84,7 +86,7 @@ def _hold(directory: Path) -> Iterator[None]:
 
 def _check_unwritten(image: ImageDeclaration, shop: Workshop, *, force: bool) -> None:
     """What VMs have written, over the image or into it, is not lost unasked."""
-    overlays = shop.overlays.get(image.name, ())
+    overlays = shop.find_overlays(image.name)
     if overlays and image.path.exists():
         raise StateError(
             f"what VMs have written lies over the image as it is: {', '.join(path.parent.name for path in overlays)}",

@@ -83,7 +83,7 @@ def publish(image: ImageDeclaration, made: Path, inputs: str) -> None:
 
 def _list_debian_sources() -> Iterator[Path]:
     for folder in ("iso", "guest/agent"):
-        yield from sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".sh", ".service"))
+        yield from sorted(path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc")
 
 
 def _hash_file(path: Path) -> str:

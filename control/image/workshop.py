@@ -37,10 +37,10 @@ class Workshop:
         note: Tells the user how far it is, a line at a time.
         keep: Sees to it, during a body, that the QEMU which writes that pid file does not outlive us.
         find_machine: Looks for QEMU and chooses the accelerator; asked only by who boots something.
+        find_overlays: What VMs have written over the image of that name; it makes sense over that image only.
         downloads: Where downloads are kept, by what they hash to.
         directory: That of the configuration: scripts run there.
         variables: What the words of `build_args` may name besides `env`.
-        overlays: What VMs have written over an image, by the image's name; it makes sense over that image only.
         boot_timeout_s: How long the build boot may take.
     """
 
@@ -48,11 +48,11 @@ class Workshop:
     note: Callable[[str], None]
     keep: Callable[[Path], AbstractContextManager[object]]
     find_machine: Callable[[], Machine]
+    find_overlays: Callable[[str], Sequence[Path]]
     downloads: Path
     directory: Path
     qemu_img: str = "qemu-img"
     variables: Mapping[str, Any] = field(default_factory=dict)
-    overlays: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     boot_timeout_s: float = 1800.0
 
     def run(

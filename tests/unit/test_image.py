@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from control.errors import ControlError, HostError, ImageBuildError, StateError
+from control.errors import ControlError, HostError, ImageBuildError, StateError, WaitTimeout
 from control.image.build import build_image
 from control.image.download import Limits, fetch
 from control.image.manifest import find_state, hash_inputs
@@ -22,6 +22,7 @@ from control.image.setup_boot import _leave_out_ours
 from control.image.workshop import Machine, Workshop, show_lines
 from control.process.run import run
 from control.spec.image import BaseImage, EnvHook, ImageDeclaration, Source, TemplateFile
+from control.streams import Completed, PipedRunner
 
 CONTENT = b"an image" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -173,7 +174,9 @@ def shop(tmp_path: Path) -> Workshop:
     def find_machine() -> Machine:
         raise AssertionError("nothing is to be booted")
 
-    return Workshop(run, lambda _: None, lambda _: nullcontext(), find_machine, tmp_path / "cache", tmp_path)
+    return Workshop(
+        run, lambda _: None, lambda _: nullcontext(), find_machine, lambda _: (), tmp_path / "cache", tmp_path
+    )
 
 
 def test_each_input_changes_the_hash_and_none_else(image: ImageDeclaration, tmp_path: Path) -> None:
@@ -347,6 +350,55 @@ def test_what_a_killed_build_has_left_is_swept_away(image: ImageDeclaration, sho
 def test_words_that_ours_stand_for_are_left_out(words: tuple[str, str]) -> None:
     assert _leave_out_ours(["-m", "1", *words, "-nographic", "-daemonize", "-no-shutdown"]) == ["-m", "1", "-nographic"]
     assert _leave_out_ours(["-m", "1", words[0]]) == ["-m", "1"]
+
+
+# -- images of our own -------------------------------------------------------------------------------------------------
+
+
+def fake_runner(code: int | None, stderr: bytes) -> PipedRunner:
+    """One that starts nothing, and tells that the program ended so."""
+
+    async def pretend(argv: Sequence[str], **options: Any) -> Completed:
+        assert argv[1].endswith(("iso/debian/build.py", "iso/build.py"))
+        for part in (stderr[:5], stderr[5:]):  # a line comes in pieces
+            options["on_stderr"](part)
+        return Completed(tuple(argv), code, b"", stderr, 1.0)
+
+    return pretend
+
+
+@pytest.mark.parametrize("builder", ["debian", "builtin"])
+def test_a_door_that_fails_says_why_as_it_does_for_make(shop: Workshop, tmp_path: Path, builder: Any) -> None:
+    notes: list[str] = []
+    own = ImageDeclaration("one", builder, tmp_path / "img.one" / "file")
+    said = b"image    1.0 s  asking apt\nimage: mmdebstrap is not installed\n  hint: apt-get install mmdebstrap\n"
+    with pytest.raises(ImageBuildError, match=r"^\[img\.one\] mmdebstrap is not installed$") as caught:
+        build_image(own, replace(shop, runner=fake_runner(1, said), note=notes.append))
+    assert caught.value.hint == "apt-get install mmdebstrap" and "asking apt" in caught.value.evidence[0]
+    assert notes == said.decode().splitlines()
+    with pytest.raises(ImageBuildError, match=r"build\.py ended with exit code -9$"):
+        build_image(own, replace(shop, runner=fake_runner(-9, b"")))
+    with pytest.raises(WaitTimeout, match=r"build\.py to end") as late:
+        build_image(own, replace(shop, runner=fake_runner(None, said)))
+    assert late.value.evidence
+
+
+def test_a_builtin_image_is_made_when_it_is_missing(shop: Workshop, tmp_path: Path) -> None:
+    own = ImageDeclaration("one", "builtin", tmp_path / "unhinged.iso")
+    ready = replace(shop, runner=fake_runner(0, b""))
+    assert build_image(own, ready)
+    own.path.touch()
+    assert not build_image(own, ready) and build_image(own, ready, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["unhinged.iso"]
+
+
+def test_a_vm_that_is_started_meanwhile_keeps_its_image(shop: Workshop, tmp_path: Path) -> None:
+    raw = ImageDeclaration("one", "raw", tmp_path / "img.one" / "image.img", "1M")
+    assert build_image(raw, shop)
+    overlays: list[list[Path]] = [[tmp_path / "vm.web" / "overlay.qcow2"], []]
+    with pytest.raises(StateError, match=r"vm\.web") as caught:
+        build_image(replace(raw, img_size="2M"), replace(shop, find_overlays=lambda _: overlays.pop()))
+    assert "overlay.qcow2" in caught.value.hint and raw.path.stat().st_size == 1 << 20
 
 
 def test_lines_are_few_short_and_safe() -> None:
