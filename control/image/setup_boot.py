@@ -13,6 +13,7 @@ from control.errors import BootError, HostError, ImageBuildError, LaunchError, W
 from control.image.workshop import Machine, Workshop, show_lines
 from control.spec.image import ImageDeclaration
 from control.spec.template import Renderer, TemplateError
+from control.spec.vm_spec import CPU_MODELS, SANDBOX
 from control.units import KIB, format_duration
 
 MEMORY_MIB = 1024
@@ -21,10 +22,6 @@ CPUS = 2
 OURS_TAKING_ONE = ("-serial", "-monitor", "-qmp", "-pidfile")
 OURS_ALONE = ("-daemonize", "-no-shutdown")
 """Words of the user's that ours stand for: qqmgr's own example sends the console to a terminal, and ours is a file."""
-
-CPU_MODELS = {"kvm": "host", "tcg": "max,-erms,-la57"}
-SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-"""As those of every VM (control/argv)."""
 
 _GREET = b'{"execute": "qmp_capabilities"}\n'
 """QEMU tells of nothing before (docs/interop/qmp-spec.rst, "Capabilities Negotiation")."""

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from control.errors import HostError, ImageBuildError, WaitTimeout
 from control.host import find_program
+from control.spec.vm_spec import Accelerator
 from control.streams import Completed, PipedRunner
 
 PACKAGES = {"qemu-img": "qemu-utils", "xorriso": "xorriso"}
@@ -26,7 +27,7 @@ class Machine:
     """What the build boot runs on."""
 
     qemu: str
-    accelerator: Literal["kvm", "tcg"]
+    accelerator: Accelerator
 
 
 @dataclass(frozen=True)
