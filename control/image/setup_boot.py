@@ -70,12 +70,11 @@ def boot_once(image: ImageDeclaration, shop: Workshop, disk: Path, iso: Path, en
         )
     reasons = [event["data"].get("reason") for event in events if event["event"] == "SHUTDOWN"]
     if reasons != ["guest-shutdown"]:
-        instead = "it started again" if "guest-reset" in reasons else f"QEMU says {reasons}"
         raise BootError(
-            f"the guest did not power off: {instead}",
-            code="build-reset",
+            f"the guest did not power itself off: QEMU tells of {', '.join(map(str, reasons)) or 'no shutdown'}",
+            code="build-shutdown",
             seen=seen,
-            hint="a panic does that, and so does power_state: {mode: reboot}; it is to be poweroff",
+            hint="a panic is a reset, and so is power_state: {mode: reboot}; it is to be poweroff",
         )
 
 

@@ -103,7 +103,7 @@ def test_a_vm_boots_what_was_built(desk: Desk) -> None:
     ("code", "words", "exit_code", "message"),
     [
         (HALT[:3], ("--timeout", "3"), EXIT_TIMEOUT, "waited 3 s for cloud to power itself off"),
-        (RESET, (), EXIT_BOOT_HUNG, "it started again"),
+        (RESET, (), EXIT_BOOT_HUNG, "QEMU tells of guest-reset"),
     ],
     ids=["hangs", "starts-again"],
 )
