@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import hashlib
 import http.client
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -93,10 +95,54 @@ def _download(url: str, target: Path, note: Callable[[str], None], limits: Limit
 def _open(url: str, limits: Limits) -> Iterator[Any]:
     # Some mirrors turn away what calls itself Python.
     request = urllib.request.Request(url, headers={"User-Agent": "unhinged-vm"})  # noqa: S310 - seen when it was read
+    http, https = _Http(), _Https()
+    http.limit_s = https.limit_s = limits.slow_s
+    opener = urllib.request.build_opener(http, https)
     with _blaming(url, limits):
-        response = urllib.request.urlopen(request, timeout=limits.silence_s)  # noqa: S310
+        response = opener.open(request, timeout=limits.silence_s)
     with response:
         yield response
+
+
+class _Bounded(urllib.request.AbstractHTTPHandler):
+    """Gives up a server whose headers have no end, though each byte of them is in time."""
+
+    limit_s = 0.0
+
+    def do_open(self, http_class: Any, req: urllib.request.Request, **options: Any) -> http.client.HTTPResponse:
+        made: list[http.client.HTTPConnection] = []
+        is_late = threading.Event()
+
+        def connect(host: str, **more: Any) -> http.client.HTTPConnection:
+            made.append(http_class(host, **more))
+            return made[-1]
+
+        def cut() -> None:
+            is_late.set()
+            for connection in made:
+                if connection.sock is not None:
+                    with contextlib.suppress(OSError):  # the server was quicker
+                        connection.sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(self.limit_s, cut)
+        timer.start()
+        try:
+            response = super().do_open(connect, req, **options)
+        finally:
+            timer.cancel()
+            timer.join()
+        if is_late.is_set():
+            response.close()
+            raise urllib.error.URLError(f"too slow: its answer had not begun after {self.limit_s:g} s")
+        return response
+
+
+class _Http(_Bounded, urllib.request.HTTPHandler):
+    pass
+
+
+class _Https(_Bounded, urllib.request.HTTPSHandler):
+    pass
 
 
 def _read(url: str, response: Any, expected: int, limits: Limits) -> Iterator[bytes]:

@@ -56,6 +56,12 @@ class Handler(BaseHTTPRequestHandler):
                 self._begin(len(CONTENT))
                 while not self.over.wait(0.05):
                     self.wfile.write(b"x")
+            case "/headers":
+                self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+                while not self.over.wait(0.05):
+                    self.wfile.write(b"x")
+            case "/silence":
+                self.over.wait(30)
             case "/endless":
                 self._begin(None)
                 while not self.over.is_set():
@@ -115,6 +121,8 @@ def test_a_download_is_kept_under_its_hash_and_not_done_twice(server: str, tmp_p
         ("/short", "the connection ended after 100 of 8000 bytes"),
         ("/silent", r"nothing came for 0\.5 s"),
         ("/slow", "too slow"),
+        ("/headers", "its answer had not begun"),
+        ("/silence", "cannot be downloaded: "),
         ("/endless", "it has no end"),
         ("/nonsense", "cannot be downloaded"),
     ],
