@@ -201,6 +201,18 @@ class ImageError(ControlError):
     """A disk, ISO or kernel file is missing, unreadable, or is not what it claims to be."""
 
 
+class ImageBuildError(ImageError):
+    """An image could not be made, and one that was there before is as it was; `seen` are the lines that show why."""
+
+    def __init__(self, message: str, *, seen: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.seen = tuple(seen)
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        return self.seen
+
+
 def _show_command(command: Sequence[str]) -> str:
     shown = " ".join(command)
     return shown if len(shown) <= 120 else shown[:120] + "…"

@@ -199,6 +199,14 @@ def open_instance_files(runtime: Path, name: str, *, is_shared: bool = False) ->
     return files
 
 
+def open_image_directory(directory: Path) -> Path:
+    """Make the private directory of an image, and the one it lies in where there is none. Raises HostError."""
+    if not directory.parent.is_dir():
+        _make_private(directory.parent)
+    _make_private(directory)
+    return directory
+
+
 def find_instance_files(runtime: Path, name: str) -> InstanceFiles:
     """Say where the files of the instance `name` lie, without touching the disk."""
     directory = runtime / f"vm.{name}"

@@ -5,7 +5,7 @@ The means of floor 2 do not import each other: a module that needs a stream or a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,4 +42,23 @@ class Runner(Protocol):
         timeout_s: float,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+    ) -> Completed: ...
+
+
+class PipedRunner(Protocol):
+    """A `Runner` that also gives the child something to read, and tells what it writes as it comes.
+
+    `on_stdout` says whether that is enough: the child is killed then.
+    """
+
+    async def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        on_stdout: Callable[[bytes], bool] | None = None,
+        on_stderr: Callable[[bytes], None] | None = None,
     ) -> Completed: ...

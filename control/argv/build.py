@@ -15,7 +15,18 @@ from typing import Any
 
 from control.paths import InstanceFiles
 from control.spec.network import Forward, Network
-from control.spec.vm_spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
+from control.spec.vm_spec import (
+    CPU_MODELS,
+    SANDBOX,
+    DirectBoot,
+    Disk,
+    DiskBoot,
+    IsoBoot,
+    RawSpec,
+    Share,
+    Spec,
+    VMSpec,
+)
 from control.units import MIB
 
 AGENT_PORT = "org.unhinged.agent.0"
@@ -24,18 +35,7 @@ AGENT_PORT = "org.unhinged.agent.0"
 BULK_PORT = "org.unhinged.bulk.0"
 """The port beside it, which carries the agent's streams (docs/protocol.md)."""
 
-_CPU_MODELS = {
-    "kvm": "host",
-    # RDRAND saves the guest a second of waiting for entropy. `rep movsb` and five-level page tables are slow to
-    # emulate: without them the built-in guest is up 0.2 s earlier (docs/image.md).
-    "tcg": "max,-erms,-la57",
-}
-
 Rows = list[tuple[str, ...]]
-
-
-_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-"""System calls that a virtual machine does not need are a way out for a hostile guest."""
 
 
 def build_argv(spec: Spec, files: InstanceFiles) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def _build_raw_argv(spec: RawSpec, files: InstanceFiles) -> tuple[str, ...]:
     if spec.cpus is not None:
         rows.append(("-smp", str(spec.cpus)))
     if spec.sandbox:
-        rows.append(("-sandbox", _SANDBOX))
+        rows.append(("-sandbox", SANDBOX))
     rows += [*_life_signs(files), *_serial(files)]
     if spec.agent:
         rows += [_ports(), *_agent(spec, files)]
@@ -101,12 +101,12 @@ def _machine(spec: VMSpec, files: InstanceFiles) -> Rows:
     return [
         ("-machine", ",".join(machine)),
         ("-accel", spec.accelerator),
-        ("-cpu", _CPU_MODELS[spec.accelerator]),
+        ("-cpu", CPU_MODELS[spec.accelerator]),
         ("-m", f"{spec.memory_bytes // MIB}M"),
         ("-smp", str(spec.cpus)),
         ("-nodefaults",),
         ("-no-user-config",),
-        *([("-sandbox", _SANDBOX)] if spec.sandbox else []),
+        *([("-sandbox", SANDBOX)] if spec.sandbox else []),
         *rows,
         ("-device", "pvpanic"),
         # A guest that panics is kept as it is until its last words have been read.

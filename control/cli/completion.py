@@ -27,21 +27,21 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def _teach(parser: argparse.ArgumentParser) -> None:
-    """Tell the parser, and those of its commands, that some of its words are names of VMs."""
+    """Tell the parser, and those of its commands, that some of its words are names of the file."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for command, sub in action.choices.items():
-                if command != "img":
-                    _teach(sub)
+            for sub in action.choices.values():
+                _teach(sub)
         elif action.dest in _NAMES:
             action.completer = _list_names  # type: ignore[attr-defined] # where argcomplete looks for it
 
 
 def _list_names(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    """The VMs of the file; none where there is no file, or a wrong one: a TAB is no place for errors."""
+    """The VMs of the file, or its images; none where there is no file, or a wrong one: a TAB is no place for errors."""
     try:
         options = argparse.Namespace(config=getattr(parsed_args, "config", None), json=False)
-        return list(Desk(options).fleet.names)
+        fleet = Desk(options).fleet
+        return list(fleet.images if parsed_args.command == "img" else fleet.names)
     except (ControlError, OSError) as error:
         warn(str(error))  # shown to who debugs their completion, by _ARC_DEBUG
         return []

@@ -116,6 +116,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add_one("screenshot", "machine:screenshot", "save a picture of the guest's screen")
     sub.add_argument("path", metavar="FILE.png")
 
+    sub = add("img", "img:img", "make the images of the file, or list them")
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="list the images, and whether they are built", parents=[common])
+    sub = actions.add_parser("build", help="make images whose inputs have changed", parents=[common])
+    sub.add_argument("names", metavar="NAME", nargs="*")
+    sub.add_argument("--all", action="store_true", help="all images of the file")
+    sub.add_argument("--force", action="store_true", help="also those whose inputs have not changed")
+    sub.add_argument(
+        "--timeout", type=_seconds, default=1800.0, metavar="SECONDS", help="for the boot that sets an image up (1800)"
+    )
+
     sub = add("config", "configuration:config", "look at the configuration")
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("check", help="show all that is wrong with the file", parents=[common])

@@ -10,7 +10,8 @@ Source: https://pkg.go.dev/text/template (actions, trim markers, truth, `index`)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +63,12 @@ _MISSING = Later("is not defined", "give it a value in env, or ask for it with {
 
 @dataclass(frozen=True)
 class _Field:
-    """`.a.b`, `.` or, from the root, `$.a`."""
+    """`.a.b`, `.` or, from the root, `$.a`; `at` is where it stands."""
 
     names: tuple[str, ...]
     from_root: bool
     shown: str
+    at: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class _Call:
     function: str
     operands: tuple[_Field | _Literal, ...]
     shown: str
+    at: int
 
 
 _Expression = _Field | _Literal | _Call
@@ -192,7 +195,8 @@ class _Run:
             elif isinstance(node, _Block):
                 self._render_block(node, dot)
             else:
-                self._put(_show_scalar(self._evaluate(node, dot), _shown(node)))
+                with self._naming_line(node):
+                    self._put(_show_scalar(self._evaluate(node, dot), _shown(node)))
 
     def _put(self, text: str) -> None:
         self._length += len(text)
@@ -201,20 +205,29 @@ class _Run:
         self._parts.append(text)
 
     def _render_block(self, block: _Block, dot: object) -> None:
-        value = self._evaluate(block.condition, dot)
-        if block.keyword == "range":
-            elements = _elements(value, _shown(block.condition))
-            for element in elements:
-                self._turns += 1
-                if self._turns > LOOP_MAX:
-                    raise TemplateError(f"its loops turn more than {LOOP_MAX} times", hint="use shorter lists")
-                self._render(block.body, element)
-            if not elements:
-                self._render(block.otherwise, dot)
-        elif _is_true(value):
+        with self._naming_line(block.condition):
+            value = self._evaluate(block.condition, dot)
+            elements = _elements(value, _shown(block.condition)) if block.keyword == "range" else []
+            is_true = bool(elements) if block.keyword == "range" else _is_true(value)
+        for element in elements:
+            self._turns += 1
+            if self._turns > LOOP_MAX:
+                raise TemplateError(f"its loops turn more than {LOOP_MAX} times", hint="use shorter lists")
+            self._render(block.body, element)
+        if is_true and block.keyword != "range":
             self._render(block.body, value if block.keyword == "with" else dot)
-        else:
+        elif not is_true:
             self._render(block.otherwise, dot)
+
+    @contextmanager
+    def _naming_line(self, node: _Expression) -> Iterator[None]:
+        """Say of an error in which line of the file it is."""
+        try:
+            yield
+        except TemplateError as error:
+            if not isinstance(node, _Literal):
+                error.args = (f"line {_find_line(self._text, node.at)}: {error}",)
+            raise
 
     def _evaluate(self, node: _Expression, dot: object) -> Any:
         if isinstance(node, _Literal):
@@ -495,13 +508,13 @@ class _Parser:
         least, most = {"not": (1, 1), "len": (1, 1), "ne": (2, 2), "and": (1, 16), "or": (1, 16)}.get(function, (2, 16))
         if not least <= len(operands) <= most:
             raise self._error(f"{shown}: {function} takes another number of values")
-        return _Call(function, operands, shown)
+        return _Call(function, operands, shown, self._at)
 
     def _read_operand(self, token: _Token, shown: str) -> _Field | _Literal:
         if token.kind == "field":
             from_root = token.text.startswith("$")
             names = tuple(name for name in token.text.removeprefix("$").split(".") if name)
-            return _Field(names, from_root, f"{{{{{token.text}}}}}" if shown.count(" ") == 0 else shown)
+            return _Field(names, from_root, f"{{{{{token.text}}}}}" if shown.count(" ") == 0 else shown, self._at)
         if token.kind == "string":
             return _Literal(self._unquote(token.text))
         if token.kind == "number":
@@ -527,5 +540,9 @@ class _Parser:
     def _error(self, problem: str, *, at: int | None = None, hint: str = "") -> TemplateError:
         problem = "".join(char if char.isprintable() else " " for char in problem)
         if self._statements:
-            problem = f"line {self._text.count(chr(10), 0, self._at if at is None else at) + 1}: {problem}"
+            problem = f"line {_find_line(self._text, self._at if at is None else at)}: {problem}"
         return TemplateError(problem, hint=hint or (UNDERSTOOD_IN_FILES if self._statements else UNDERSTOOD))
+
+
+def _find_line(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1

@@ -78,7 +78,7 @@ async def plan_vm(
     """
     with _naming(vm):
         forwards, ports = _pick_ports(vm, known_ports, make=make)
-        qemu = _find_qemu(fleet)
+        qemu = find_qemu_of(fleet)
         accelerator, notes = await _choose_accelerator(vm, qemu)
         share = _choose_share(vm.share)
         words = build_words(fleet, vm, ports)
@@ -146,7 +146,8 @@ def _naming(vm: VMDeclaration) -> Iterator[None]:
         raise
 
 
-def _find_qemu(fleet: Fleet) -> str:
+def find_qemu_of(fleet: Fleet) -> str:
+    """Return the QEMU that `fleet` names, or else that of the host. Raises HostError."""
     if "/" in fleet.qemu:
         if not os.access(fleet.qemu, os.X_OK):
             raise HostError(f"{fleet.qemu} cannot be run", hint="look at bin in [qemu]")

@@ -35,10 +35,10 @@ def test_every_method_has_its_schemas_and_every_schema_its_method() -> None:
 
 def test_every_command_has_a_schema() -> None:
     [commands] = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    # gdb is another program from then on, doctor has schemas/doctor.json, config a schema for each action, and
+    # gdb is another program from then on, doctor has schemas/doctor.json, config and img a schema for each action, and
     # what completion prints is for a shell.
-    without = {"gdb", "doctor", "config", "completion"}
-    expected = (set(commands.choices) - without) | {"config_check", "config_show", "error"}
+    without = {"gdb", "doctor", "config", "img", "completion"}
+    expected = (set(commands.choices) - without) | {"config_check", "config_show", "img_build", "img_list", "error"}
     assert {path.stem for path in (SCHEMAS / "cli").glob("*.json")} == expected
 
 

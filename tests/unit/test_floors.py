@@ -18,7 +18,7 @@ from control.paths import ROOT
 FLOOR_OF_ROOM = {
     "errors": 0, "units": 0, "paths": 0, "log": 0, "streams": 0,
     "spec": 1, "wire": 1, "host": 1,
-    "argv": 2, "process": 2, "monitor": 2, "console": 2, "agent": 2, "share": 2, "accel": 2, "ssh": 2,
+    "argv": 2, "process": 2, "monitor": 2, "console": 2, "agent": 2, "share": 2, "accel": 2, "ssh": 2, "image": 2,
     "vm": 3,
     "launch": 4, "cli": 4,
     "simple_vm_launcher": 5, "enhanced_vm_launcher": 5, "unhinged_launcher": 5,

@@ -60,6 +60,22 @@ async def test_stdin_is_empty_and_nothing_goes_through_a_shell(tmp_path: Path) -
     assert (await run(["env"], timeout_s=10, env={"ONLY": "this"})).stdout == b"ONLY=this\n"
 
 
+async def test_a_program_is_given_something_to_read_and_need_not_read_it() -> None:
+    text = b"x" * (1 << 20)
+    assert (await run(["cat", "/dev/stdin"], timeout_s=10, stdin=text)).stdout == text
+    assert (await run(["true"], timeout_s=10, stdin=text)).return_code == 0
+
+
+async def test_what_a_program_writes_is_told_at_once_and_can_be_enough() -> None:
+    said: list[bytes] = []
+    script = "echo err >&2; echo one; echo two; exec sleep 600"
+    done = await run(
+        ["sh", "-c", script], timeout_s=30, on_stdout=lambda data: data.endswith(b"two\n"), on_stderr=said.append
+    )
+    assert done.return_code == -signal.SIGKILL and done.stdout == b"one\ntwo\n" and done.seconds < 20
+    assert said == [b"err\n"]
+
+
 async def test_a_missing_program_is_named(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="no-such-program"):
         await run(["no-such-program"], timeout_s=10)
