@@ -42,6 +42,11 @@ BROKEN_PAUSE_S = 0.1
 BROKEN_PAUSE_LIMIT_S = 10.0
 """A guest that breaks its streams again and again is given a new session after a longer pause each time."""
 
+REOPENED_S = 1.0
+"""For so long QEMU may keep what became of a port to itself, and then tells of its last state only: of a port that was
+closed and opened again, with what waited in it lost, that it is open. Source: QEMU, monitor/monitor.c, the rate limit
+of VSERPORT_CHANGE."""
+
 ABANDONED_LIMIT = 1024
 NO_SUCH_METHOD = -32601
 
@@ -111,6 +116,7 @@ class AgentClient:
         self._session = ""
         self._hello: asyncio.Future[Any] | None = None
         self._check: asyncio.Task[None] | None = None
+        self._doubt: asyncio.TimerHandle | None = None
         self._broken = 0
         self._again: asyncio.TimerHandle | None = None
         self._lines = LineDecoder()
@@ -190,8 +196,9 @@ class AgentClient:
 
     def _end(self) -> None:
         self._outbox.end()
-        if self._again is not None:
-            self._again.cancel()
+        for timer in (self._again, self._doubt):
+            if timer is not None:
+                timer.cancel()
         self.ready.clear()
         self._fail_all(ENDED)
         self._tell_changed()
@@ -384,7 +391,8 @@ class AgentClient:
         """See to it that there is a session with the agent that is there now.
 
         Call it when the port was opened, and when the guest runs again: it may be another agent, or the same one put
-        back into an earlier session by a snapshot. A question that waits in the port already is not asked again.
+        back into an earlier session by a snapshot. A question that waits in the port already is asked again only when
+        no answer comes: the port may have been closed meanwhile, unnoticed, and the question lost with that.
         On a channel that has ended nothing happens: `serve` comes to its end, and that is told to who waits.
 
         Args:
@@ -393,11 +401,19 @@ class AgentClient:
         if self._outbox.ended:
             return
         if self.ready.is_set():
-            if resumed and self._check is not None:
+            if self._check is not None:
                 self._check.cancel()
-            if resumed or self._check is None or self._check.done():
-                self._check = asyncio.create_task(self._compare_session())
+            self._check = asyncio.create_task(self._compare_session())
         elif resumed or self._hello is None or self._hello.done():
+            self._begin_session("the guest agent was restarted")
+        else:
+            if self._doubt is not None:
+                self._doubt.cancel()
+            loop = asyncio.get_running_loop()
+            self._doubt = loop.call_later(REOPENED_S, self._ask_if_unanswered, self._hello)
+
+    def _ask_if_unanswered(self, hello: asyncio.Future[Any]) -> None:
+        if hello is self._hello and not hello.done():
             self._begin_session("the guest agent was restarted")
 
     async def _compare_session(self) -> None:

@@ -14,7 +14,7 @@ from control.agent.connection import LITTLE_BYTES, Receiver
 from control.agent.files import _get_one
 from control.agent.trees import TreeWriter
 from control.errors import TransferError
-from tests.unit.test_agent_client import Peer, open_desk
+from tests.unit.test_agent_client import INFO, Peer, open_desk
 
 
 async def test_a_job_is_ended_whose_caller_goes_in_the_moment_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +40,34 @@ async def test_a_handshake_that_a_snapshot_undid_is_made_again() -> None:
         desk.client.shake_hands(resumed=True)
         assert first["params"]["session"] != await desk.peer.shake_hands()
         await desk.client.wait_until_ready(5)
+
+
+async def test_a_question_that_a_port_took_with_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU tells of a port that was closed and opened again within a second that it is open, and nothing else."""
+    monkeypatch.setattr("control.agent.client.REOPENED_S", 0.05)
+    async with open_desk(ready=False) as desk:
+        first = await desk.peer.read()
+        desk.client.shake_hands()  # opened; the agent ended with the question unread, and another one came
+        assert first["params"]["session"] != await desk.peer.shake_hands()
+        await desk.client.wait_until_ready(5)
+        desk.client.shake_hands()
+        lost = await desk.peer.read()
+        desk.client.shake_hands()
+        while (asked := await desk.peer.read())["method"] == "cancel":
+            pass
+        assert (asked["method"], asked["id"] != lost["id"]) == ("get_agent_info", True)
+
+
+async def test_a_question_that_is_answered_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("control.agent.client.REOPENED_S", 0.05)
+    async with open_desk(ready=False) as desk:
+        asked = await desk.peer.read()
+        desk.client.shake_hands()
+        session = asked["params"]["session"]
+        await desk.peer.answer(asked, {**INFO, "session": session})
+        await desk.client.wait_until_ready(5)
+        await asyncio.sleep(0.2)
+        assert desk.client.info["session"] == session and desk.client.ready.is_set()
 
 
 async def test_a_comparison_that_a_snapshot_undid_is_made_again() -> None:
