@@ -7,12 +7,11 @@ import platform
 from typing import TYPE_CHECKING
 
 import control
-from control.cli.desk import Desk, printable, show_error, write_out
+from control.cli.desk import Desk, describe_error, printable, show_error, write_out
 from control.errors import EXIT_USAGE, HostError
 from control.paths import SCHEMAS
 from control.spec.fleet import build_words, get_vm
 from control.spec.vm_spec import RawSpec, VMSpec
-from control.wire.failure import build_failure
 
 if TYPE_CHECKING:
     from control.vm.declared import Planned
@@ -32,7 +31,7 @@ def _check(desk: Desk) -> int:
     problems = find_problems(desk.location)
     notes = list(desk.fleet.notes) if not problems else []
     if desk.is_json:
-        found = [build_failure(problem) for problem in problems]
+        found = [describe_error(problem) for problem in problems]
         desk.show({"file": str(desk.location.path), "problems": found, "notes": notes})
     else:
         for problem in problems:

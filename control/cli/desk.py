@@ -100,7 +100,9 @@ class Desk:
 
     def note(self, line: str) -> None:
         """Say something beside the result."""
-        self._say(f"unhinged: {printable(line)}")
+        from control.cli.hints import respell
+
+        self._say(f"unhinged: {printable(respell(line))}")
 
     def note_once(self, line: str) -> None:
         """Say what concerns several VMs, for all of them together."""
@@ -128,14 +130,23 @@ def _say(line: str) -> None:
 def show_error(error: ControlError, *, is_json: bool) -> int:
     """Say what went wrong, and return the exit code."""
     if is_json:
-        write_out(json.dumps({"error": build_failure(error)}, indent=1) + "\n")
+        write_out(json.dumps({"error": describe_error(error)}, indent=1) + "\n")
         return error.exit_code
-    print(f"error: {printable(str(error))}", file=sys.stderr)
+    told = describe_error(error)
+    print(f"error: {printable(told['message'])}", file=sys.stderr)
     for line in error.evidence[-12:]:
         print(f"  | {printable(line)}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {printable(error.hint)}", file=sys.stderr)
+    if told["hint"]:
+        print(f"hint: {printable(told['hint'])}", file=sys.stderr)
     return error.exit_code
+
+
+def describe_error(error: ControlError) -> dict[str, Any]:
+    """Return what `schemas/failure.json` describes, in the words of a configuration."""
+    from control.cli.hints import respell  # only who fails pays for it
+
+    failure = build_failure(error)
+    return {**failure, "message": respell(failure["message"]), "hint": respell(failure["hint"])}
 
 
 def write_out(text: str) -> None:

@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from control.cli.desk import Desk, show_error
+from control.cli.desk import Desk, describe_error, show_error
 from control.errors import ConfigError, ControlError
 from control.image.manifest import find_state
 from control.paths import cache_directory, find_instance_files
 from control.spec.tomlfile import show_value, suggest
 from control.units import format_duration, format_size
-from control.wire.failure import build_failure
 
 if TYPE_CHECKING:
     from control.image.workshop import Machine, Workshop
@@ -48,7 +47,7 @@ def build(desk: Desk) -> int:
         elif not desk.is_json:
             show_error(error, is_json=False)
         exit_code = exit_code or (error.exit_code if error is not None else 0)
-        failure = build_failure(error) if error is not None else None
+        failure = describe_error(error) if error is not None else None
         rows.append({**_describe(desk, image), "outcome": outcome, "seconds": round(seconds, 3), "error": failure})
     desk.show({"images": rows, "exit_code": exit_code})
     return exit_code

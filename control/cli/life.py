@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from control.cli.desk import Desk, show_error
+from control.cli.desk import Desk, describe_error, show_error
 from control.cli.progress import Board
 from control.errors import ConfigError, ControlError, StateError, WaitTimeout
 from control.paths import open_instance_files
@@ -17,7 +17,6 @@ from control.spec.fleet import build_start_layers, get_vm
 from control.units import format_duration
 from control.vm.reach import claim, connect, hold, kill_directly, look, settle, start_supervisor
 from control.vm.remote import Remote, find_remote
-from control.wire.failure import build_failure
 
 KILL_ANSWER_S = 5.0
 """A supervisor that has not killed its VM by then is not waited for."""
@@ -43,7 +42,7 @@ class Fate:
             "name": self.name,
             "outcome": self.outcome,
             "seconds": round(self.seconds, 3),
-            "error": build_failure(self.error) if self.error is not None else None,
+            "error": describe_error(self.error) if self.error is not None else None,
         }
 
 
@@ -136,11 +135,6 @@ def _start_one(desk: Desk, name: str, board: Board, *, is_paused: bool) -> Fate:
 
 def _start_and_wait(desk: Desk, name: str, board: Board, *, is_paused: bool) -> Fate:
     started = time.monotonic()
-    vm = get_vm(desk.fleet, name)
-    if vm.limits.cpu is not None or vm.limits.memory_bytes is not None:
-        raise ConfigError(
-            f"[vm.{name}] limits cannot be kept yet", key=f"vm.{name}.limits", hint="leave them out for now"
-        )
     files = open_instance_files(desk.runtime, name, is_shared=desk.location.is_shared)
     with claim(desk.runtime, name, files) as lock:
         outcome = "already running" if lock is None else "started"

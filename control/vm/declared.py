@@ -5,7 +5,6 @@ accelerator chosen, disks made. The command line's face calls it with the instan
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,8 +40,6 @@ from control.vm.provision import (
 MEMORY_BYTES = 1024 * MIB
 CPUS = 2
 """What a declared VM has when it does not say (docs/configuration.md)."""
-
-_LAUNCHER_KEY = re.compile(r"\b(ISO|DISK|KERNEL|INITRD|SHARE|MEMORY|ACCEL)=")
 
 
 @dataclass(frozen=True)
@@ -100,6 +97,7 @@ async def plan_vm(
                     bool(vm.agent),
                     vm.display,
                     bool(vm.sandbox),
+                    vm.limits,
                     qemu,
                 ),
                 ports,
@@ -126,6 +124,7 @@ async def plan_vm(
             realm=realm,
             display=vm.display or "std",
             sandbox=_choose_sandbox(vm, networks),
+            limits=vm.limits,
             qemu=qemu,
             extra_args=words,
         )
@@ -136,13 +135,12 @@ async def plan_vm(
 
 @contextmanager
 def _naming(vm: VMDeclaration) -> Iterator[None]:
-    """Say of an error which VM it is about, with hints as the configuration spells its keys."""
+    """Say of an error which VM it is about."""
     try:
         yield
     except ControlError as error:
-        error.hint = _LAUNCHER_KEY.sub(lambda match: match[1].lower() + " = ", error.hint)
         if isinstance(error, ImageError | HostError) and not str(error).startswith("["):
-            error.args = (f"[vm.{vm.name}] {_LAUNCHER_KEY.sub(lambda found: found[1].lower() + ' = ', str(error))}",)
+            error.args = (f"[vm.{vm.name}] {error}",)
         raise
 
 
