@@ -161,8 +161,7 @@ class Service:
     async def _stop(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         self.given_up.set()
         started = time.monotonic()
-        if (vm := self.vm) is None:  # between two runs, or only just starting
-            await self.over.wait()
+        if (vm := await self._vm_or_end()) is None:
             return {"how": "gone", "seconds": round(time.monotonic() - started, 3)}
         timeout_s = params.get("timeout_s", STOP_TIMEOUT_S)
         hurry = asyncio.get_running_loop().call_later(timeout_s, vm.hurry.set)
@@ -174,11 +173,15 @@ class Service:
 
     async def _kill(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         self.given_up.set()
-        if self.vm is not None:
-            await self.vm.kill()
-        else:
-            await self.over.wait()
+        if (vm := await self._vm_or_end()) is not None:
+            await vm.kill()
         return {}
+
+    async def _vm_or_end(self) -> VM | None:
+        """The VM that is to be brought down, which may only just be starting; None when there will be none."""
+        while self.vm is None and not self.over.is_set():  # noqa: ASYNC110 - whoever runs the VM sets it, before or after
+            await asyncio.sleep(LOOK_S)
+        return self.vm
 
     async def _pause(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         vm = self._living()

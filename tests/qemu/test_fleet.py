@@ -523,6 +523,25 @@ def test_a_vm_in_the_foreground_is_reached_by_its_name(desk: Desk) -> None:
     assert desk.status("one")["state"] == "STOPPED"
 
 
+def test_a_vm_that_a_launcher_is_only_starting_is_stopped_too(desk: Desk) -> None:
+    desk.declare("one")
+    slow = desk.directory / "qemu-system-x86_64"
+    slow.write_text(f'#!/bin/sh\nsleep 2\nexec {shutil.which("qemu-system-x86_64")} "$@"\n')
+    slow.chmod(0o755)
+    launcher = [sys.executable, str(ROOT / "control" / "simple_vm_launcher.py"), "--name", "one", "--disk", "one.img"]
+    with subprocess.Popen(
+        [*launcher, "--accel", "tcg", "--memory", "64M", "--no-boot-watch"],
+        cwd=desk.directory, env={**os.environ, "QEMU": str(slow)},
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        wait_for(desk.files("one").control_socket.exists, "the launcher to listen")
+        assert not desk.files("one").qmp_socket.exists(), "it has no QEMU yet"
+        assert desk.ask("stop", "stop", "--timeout", "0.2", "one")["vms"][0]["outcome"] == "stopped"
+        _, said = process.communicate(timeout=WITHIN_S)
+    assert "Traceback" not in said
+    assert desk.status("one")["state"] == "STOPPED"
+
+
 # -- the supervisor's socket -------------------------------------------------------------------------------------------
 
 
