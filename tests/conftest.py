@@ -29,6 +29,10 @@ from control.paths import IMAGE, cache_directory, runtime_directory
 settings.register_profile("unhinged", deadline=None)
 settings.load_profile("unhinged")
 
+# What `make test ARGS=…` was told is not for the makes that tests start.
+for _name in ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS", "WORKERS"):
+    os.environ.pop(_name, None)
+
 TIERS = ("qemu", "boot", "browser", "kvm")
 FDS_TOLERATED = 2
 """Descriptors a library may open once and keep; a leak of ours repeats, and is seen by the next test of its kind."""
