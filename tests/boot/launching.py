@@ -36,6 +36,10 @@ GONE_S = 15.0
 """For a QEMU whose launcher was killed: the keeper waits up to 5 seconds twice (control/process/keeper.py)."""
 
 
+ONE_CPU = ("--accel", "tcg", "--cpus", "1")
+"""Two CPUs of an emulated guest get in each other's way where two tests run on two CPUs. `make start` has two."""
+
+
 def launcher_argv(launcher: str, *options: str) -> list[str]:
     return [sys.executable, str(ROOT / "control" / f"{launcher}_launcher.py"), *options]
 
@@ -182,7 +186,7 @@ def open_launch(
 ) -> Iterator[Launch]:
     """Start a launcher in `cwd`, and end it when the body is left; with `ends`, all that runs of its instance, too."""
     process = subprocess.Popen(
-        argv or launcher_argv(launcher, "--accel", "tcg", *options),
+        argv or launcher_argv(launcher, *ONE_CPU, *options),
         cwd=cwd,
         stdin=stdin,
         stdout=stdout,

@@ -55,8 +55,8 @@ def test_a_command_is_answered_sooner_than_polling_could(shared: tuple[Launch, G
         assert answer["in_reply_to"] == f"share.{number}"
         assert answer["data"]["message"] == "diagnostics done"
         assert not (share / "inbox" / f"ask-{number}.json").exists()
-    # Without a nudge the agent looks once a second: the median would be half of that, and more.
-    assert statistics.median(took) < 0.35, took
+    # Without a nudge the agent looks once a second, and each of these was put there when it had just looked.
+    assert statistics.median(took) < 0.8, took
     launch.wait_until(
         lambda: any(m.get("in_reply_to") == "share.8" for m in launch.messages()), "the answer in the journal"
     )
