@@ -7,6 +7,7 @@ from typing import Any
 from control.cli.desk import Desk, printable
 from control.errors import EXIT_ERROR, ControlError
 from control.spec.declaration import VMDeclaration
+from control.spec.limits import Limits
 from control.spec.network import Forward
 from control.vm.forwards import list_forwards
 from control.vm.reach import Seen, connect, look
@@ -97,9 +98,15 @@ def _find_status(desk: Desk, name: str) -> dict[str, Any]:
         "trouble": living.get("trouble", ""),
         "notes": living.get("notes", []),
         "supervisor_pid": living.get("supervisor_pid"),
+        "limits": _find_limits(spec, record.group if record is not None else {}),
         "forwards": [str(forward) for forward in list_forwards(spec, changes)],
         "network": [":".join(filter(None, network.values())) for network in spec.get("networks", ())],
     }
+
+
+def _find_limits(spec: dict[str, Any], group: dict[str, Any]) -> dict[str, Any] | None:
+    limits = spec.get("limits", {})
+    return {**limits, "kept_by": group["kind"]} if group else None
 
 
 def _to_text(found: dict[str, Any]) -> str:
@@ -110,6 +117,9 @@ def _to_text(found: dict[str, Any]) -> str:
         rows.append(("agent", "ready" if found["agent_ready"] else "no answer yet" if found["has_agent"] else "none"))
     if found["ssh"] and found["ssh"]["port"]:
         rows.append(("ssh", f"port {found['ssh']['port']}"))
+    if found["limits"]:
+        cpu, memory = found["limits"]["cpu"], found["limits"]["memory_bytes"]
+        rows.append(("limits", f"{Limits(cpu, memory)}, kept by {found['limits']['kept_by']}"))
     rows += [("forward", forward) for forward in found["forwards"]]
     rows += [(key, found[key]) for key in ("note", "trouble") if found[key]]
     rows.append(("console", found["serial_file"]))

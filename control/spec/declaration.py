@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from control.errors import ConfigError
+from control.spec.limits import NO_LIMITS, Limits
 from control.spec.network import (
     LOOPBACK,
     PORT_MAX,
@@ -99,19 +100,6 @@ class ImageReference:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the QEMU process may use of the host; None for no limit.
-
-    Attributes:
-        cpu: Host CPUs, as 1.5 for one and a half.
-        memory_bytes: All of QEMU's memory, the guest's within.
-    """
-
-    cpu: float | None = None
-    memory_bytes: int | None = None
-
-
-@dataclass(frozen=True)
 class SshDeclaration:
     """How a VM is reached by ssh.
 
@@ -150,7 +138,7 @@ class VMDeclaration:
     abstract: bool = False
     depends_on: tuple[str, ...] = ()
     restart: Literal["no", "on-failure", "always"] = "no"
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     sandbox: bool | None = None
     cmd: tuple[str, ...] = ()
     qemu_args: tuple[str, ...] = ()
@@ -335,7 +323,7 @@ def _read_size(table: Table, key: str) -> int | None:
 def _read_limits(table: Table) -> Limits:
     limits = table.table("limits")
     if limits is None:
-        return Limits()
+        return NO_LIMITS
     limits.check_keys(LIMIT_KEYS, kind="limits")
     cpu: float | None = None
     if "cpu" in limits:

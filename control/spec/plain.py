@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from control.errors import ConfigError
+from control.spec.limits import Limits
 from control.spec.network import Forward, Network
 from control.spec.vm_spec import Boot, DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 
@@ -37,6 +38,7 @@ def from_plain(plain: Mapping[str, Any]) -> Spec:
         values["networks"] = tuple(Network(**network) for network in values["networks"])
         values["forwards"] = tuple(Forward(**forward) for forward in values["forwards"])
         values["share"] = Share(**_with_paths(values["share"])) if values["share"] is not None else None
+        values["limits"] = Limits(**values.get("limits", {}))  # an earlier version kept none
         values = _with_paths(values)
         if kind == "raw":
             return RawSpec(**{**values, "words": tuple(values["words"])})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from control.errors import ConfigError
+from control.spec.limits import NO_LIMITS, Limits
 from control.spec.network import Forward, Network
 from control.units import MIB, TIB, format_size
 
@@ -104,6 +105,7 @@ class VMSpec:
         realm: What tells a LAN, and the cards on it, from those of other configurations.
         display: `std` is a VGA card whose picture can be asked for; nothing is opened on the host.
         sandbox: Whether QEMU refuses itself system calls that a virtual machine does not need.
+        limits: What QEMU may use of the host.
         extra_args: Words appended to QEMU's command line as they are.
 
     Raises:
@@ -127,6 +129,7 @@ class VMSpec:
     realm: str = ""
     display: Literal["std", "none"] = "std"
     sandbox: bool = True
+    limits: Limits = NO_LIMITS
     qemu: str = "qemu-system-x86_64"
     extra_args: tuple[str, ...] = field(default=())
 
@@ -160,8 +163,8 @@ class VMSpec:
 class RawSpec:
     """A VM whose command line is the user's own; only what is declared beside it is added, and how it is watched.
 
-    What is None was not declared. `name`, `networks`, `forwards`, `realm`, `share`, `agent`, `display`, `sandbox` and
-    `qemu` mean what they mean in `VMSpec`.
+    What is None was not declared. `name`, `networks`, `forwards`, `realm`, `share`, `agent`, `display`, `sandbox`,
+    `limits` and `qemu` mean what they mean in `VMSpec`.
 
     Attributes:
         words: QEMU's command line, without the program.
@@ -183,6 +186,7 @@ class RawSpec:
     agent: bool = False
     display: Literal["std", "none"] | None = None
     sandbox: bool = False
+    limits: Limits = NO_LIMITS
     qemu: str = "qemu-system-x86_64"
     hvc0: Literal[False] = False
 

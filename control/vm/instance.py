@@ -36,6 +36,7 @@ class Record:
         forwards: What was changed about its forwards in this run: `added` or `removed`, by the text of each.
         restart: Whether its supervisor starts it again when it ends: `no`, `on-failure` or `always`.
         waits: Its guest is not let run before somebody resumes it.
+        group: What keeps QEMU within its limits (`control.process.limits.Group`); empty when it has none.
         note: What went wrong when it FAILED.
     """
 
@@ -57,6 +58,7 @@ class Record:
     forwards: dict[str, Any] = field(default_factory=dict)
     restart: str = "no"
     waits: bool = False
+    group: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
 

@@ -137,6 +137,11 @@ def settle(seen: Seen) -> None:
     for path in (*seen.files.all_sockets, seen.files.control_socket, seen.files.pid):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
+    if seen.record.group:
+        from control.process.limits import from_plain  # few VMs have one
+
+        if (group := from_plain(seen.record.group)) is not None:
+            group.remove()
     write_record(seen.files, replace(seen.record, state=State.FAILED.value, note=seen.note))
 
 

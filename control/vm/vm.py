@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +43,7 @@ from control.paths import InstanceFiles
 from control.process.handle import Keeper, ProcessHandle, start_keeper, start_process
 from control.spec import RawSpec, Spec
 from control.spec.plain import to_plain
+from control.units import format_size
 from control.vm.instance import Record, read_host_boot_id, remove_stale_files, write_atomically, write_record
 from control.vm.journal import open_journal
 from control.vm.listener import Listener
@@ -57,6 +60,7 @@ from control.wire.message import read_envelope
 
 if TYPE_CHECKING:
     from control.agent import Guest
+    from control.process.limits import Group
 
 SOCKET_TIMEOUT_S = 20.0
 """QEMU listens within some 25 ms; a loaded host, or gigabytes of memory to set up, take longer."""
@@ -122,6 +126,7 @@ class VM:
         self._stood_still = False  # since it last began to run
         self._traffic: Traffic | None = None
         self._keeper: Keeper | None = None
+        self._group = _read_group(record)
         self._tasks: set[asyncio.Task[None]] = set()
         self._shutdown_reason = ""
         self._for_person = for_person
@@ -513,6 +518,8 @@ class VM:
         tail = self._qemu_log_tail()
         explanation = explain_words(tail)
         argv = json.loads(self.files.argv.read_bytes()) if self.files.argv.exists() else ()
+        if self._group is not None and self._group.was_short_of_memory():
+            return _short_of_memory(self._record, argv, tail)
         died = _describe_return_code(return_code)
         if self._shutdown_reason == "host-signal":
             died = "was told to end by a signal, and not by us"
@@ -592,6 +599,8 @@ class VM:
         self._enter_final(State.FAILED if failed else State.STOPPED)
         try:
             remove_stale_files(self.files)
+            if self._group is not None:
+                self._group.remove()
         except HostError as error:
             self._listener.on_note(str(error))
 
@@ -617,6 +626,25 @@ def _read_end(path: Path, size: int) -> bytes:
 def _as_bug(error: BaseException) -> ControlError:
     LOG.debug("unexpected", exc_info=error)
     return ControlError(f"an error of ours: {error!r}", hint="please report it, with the output of --debug")
+
+
+def _read_group(record: Record) -> Group | None:
+    if not record.group:
+        return None
+    from control.process.limits import from_plain  # few VMs have one
+
+    return from_plain(record.group)
+
+
+def _short_of_memory(record: Record, argv: Sequence[str], tail: tuple[str, ...]) -> LaunchError:
+    limit = record.spec.get("limits", {}).get("memory_bytes") or 0
+    return LaunchError(
+        f"QEMU was killed by this host's kernel: it wanted more memory than its limit of {format_size(limit)}",
+        argv=argv,
+        return_code=-signal.SIGKILL,
+        output_tail=tail or ("it said nothing",),
+        hint="the limit is for all of QEMU: leave some 200 MiB above the guest's own memory, or give the guest less",
+    )
 
 
 def _describe_return_code(return_code: int | None) -> str:
@@ -660,10 +688,13 @@ async def open_vm(
         argv = build_argv(spec, files)
         write_atomically(files.argv, json.dumps(argv, indent=1).encode())
         keeper = stack.enter_context(start_keeper(files.pid, files.logs))
-        cwd = spec.directory if isinstance(spec, RawSpec) else files.directory
-        process = stack.enter_context(start_process(argv, output=files.qemu_output, errors=files.qemu_log, cwd=cwd))
-        record = build_record(
-            spec, files, process.pid, process.start_ticks, ports=ports or {}, restart=restart, waits=waits
+        process, group = _start_qemu(spec, files, argv)
+        stack.enter_context(process)
+        record = replace(
+            build_record(
+                spec, files, process.pid, process.start_ticks, ports=ports or {}, restart=restart, waits=waits
+            ),
+            group=group.to_plain() if group is not None else {},
         )
         vm = VM(record, files, process, listener, for_person=for_person, judge_boot=judge_boot)
         vm._keeper = keeper
@@ -671,6 +702,8 @@ async def open_vm(
         try:
             write_record(files, record)
             await vm._connect(stack)
+            if group is not None:
+                group.check_kept(process.pid, spec.limits)
         except (ControlError, OSError) as error:
             raise await _launch_failure(vm, error) from error
         if outlives_us:
@@ -679,6 +712,24 @@ async def open_vm(
         # Closed before the connections are: they are what a gentle end needs.
         stack.push_async_callback(vm._close)
         yield vm
+
+
+def _start_qemu(spec: Spec, files: InstanceFiles, argv: Sequence[str]) -> tuple[ProcessHandle, Group | None]:
+    """Start QEMU, within its limits when it has some. Raises HostError; nothing is left."""
+    cwd = spec.directory if isinstance(spec, RawSpec) else files.directory
+    if not spec.limits:
+        return start_process(argv, output=files.qemu_output, errors=files.qemu_log, cwd=cwd), None
+    from control.process.limits import make_group  # few VMs have some
+
+    # The digest tells it from an instance of that name in another directory.
+    digest = hashlib.sha256(os.fsencode(files.directory.absolute())).hexdigest()[:16]
+    group = make_group(f"unhinged-{digest}-{spec.name}", spec.limits)
+    words = [*group.build_prefix(spec.limits), *argv]
+    try:
+        return start_process(words, output=files.qemu_output, errors=files.qemu_log, cwd=cwd), group
+    except HostError:
+        group.remove()
+        raise
 
 
 def build_record(
