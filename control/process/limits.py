@@ -149,7 +149,7 @@ def make_group(name: str, limits: Limits) -> Group:
 
 def _list_properties(limits: Limits) -> Iterator[tuple[str, str]]:
     if limits.cpu is not None:
-        yield "CPUQuota", f"{limits.cpu * 100:.3f}%"
+        yield "CPUQuota", f"{limits.cpu * 100:.2f}%"
     if limits.memory_bytes is not None:
         yield "MemoryMax", str(limits.memory_bytes)
         yield "MemorySwapMax", "0"
