@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from control.spec.fleet import Fleet
     from control.spec.locate import Location
     from control.vm.declared import Planned
+    from control.vm.reach import Seen
 
 
 class Desk:
@@ -53,6 +54,12 @@ class Desk:
     @property
     def runtime(self) -> Path:
         return self.location.runtime
+
+    def look(self, name: str) -> Seen:
+        """Look at the instance `name`, wherever it runs."""
+        from control.vm.reach import look
+
+        return look(self.runtime, name, self.location.earlier_runtimes)
 
     def check_name(self, name: str) -> str:
         """Return `name` when the configuration has such a VM. Raises ConfigError, which names the nearest."""

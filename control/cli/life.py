@@ -15,7 +15,7 @@ from control.errors import ConfigError, ControlError, StateError, WaitTimeout
 from control.paths import open_instance_files
 from control.spec.fleet import build_start_layers, get_vm
 from control.units import format_duration
-from control.vm.reach import claim, connect, hold, kill_directly, look, settle, start_supervisor
+from control.vm.reach import claim, connect, hold, kill_directly, look, refuse_foreign, settle, start_supervisor
 from control.vm.remote import Remote, find_remote
 
 KILL_ANSWER_S = 5.0
@@ -86,7 +86,7 @@ def wait(desk: Desk) -> int:
     options = desk.options
     name = desk.check_name(options.name)
     started = time.monotonic()
-    if options.what == "stopped" and not look(desk.runtime, name).is_running:
+    if options.what == "stopped" and not desk.look(name).is_running:
         seconds = 0.0
     else:
         _wait_for(desk, name, options.what, options.timeout)
@@ -135,6 +135,7 @@ def _start_one(desk: Desk, name: str, board: Board, *, is_paused: bool) -> Fate:
 
 def _start_and_wait(desk: Desk, name: str, board: Board, *, is_paused: bool) -> Fate:
     started = time.monotonic()
+    refuse_foreign(desk.look(name))
     files = open_instance_files(desk.runtime, name, is_shared=desk.location.is_shared)
     with claim(desk.runtime, name, files) as lock:
         outcome = "already running" if lock is None else "started"
@@ -191,6 +192,8 @@ def _list_stop_layers(desk: Desk, names: list[str]) -> list[list[str]]:
 
 def _stop_one(desk: Desk, name: str, timeout_s: float) -> Fate:
     started = time.monotonic()
+    if desk.look(name).foreign is not None:
+        return _end_foreign(desk, name, "stopped", patience_s=timeout_s)
     with _reach_anyhow(desk, name) as remote:
         if remote is None:
             return Fate(name, "already stopped")
@@ -201,6 +204,8 @@ def _stop_one(desk: Desk, name: str, timeout_s: float) -> Fate:
 
 def _kill_one(desk: Desk, name: str) -> Fate:
     started = time.monotonic()
+    if desk.look(name).foreign is not None:
+        return _end_foreign(desk, name, "killed", patience_s=None)
     try:
         with _reach_anyhow(desk, name) as remote:
             if remote is None:
@@ -211,6 +216,16 @@ def _kill_one(desk: Desk, name: str) -> Fate:
             return Fate(name, "already stopped")
     _wait_until_free(desk, name)
     return Fate(name, "killed", time.monotonic() - started)
+
+
+def _end_foreign(desk: Desk, name: str, outcome: str, *, patience_s: float | None) -> Fate:
+    from control.vm.foreign import end_foreign
+
+    started = time.monotonic()
+    directory = desk.look(name).foreign
+    if directory is not None:
+        end_foreign(directory, patience_s=patience_s)
+    return Fate(name, outcome, time.monotonic() - started)
 
 
 def _tell_one(desk: Desk, name: str, method: str, outcome: str) -> Fate:

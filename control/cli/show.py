@@ -10,7 +10,7 @@ from control.spec.declaration import VMDeclaration
 from control.spec.limits import Limits
 from control.spec.network import Forward
 from control.vm.forwards import list_forwards
-from control.vm.reach import Seen, connect, look
+from control.vm.reach import Seen, connect
 
 STATUS_TIMEOUT_S = 5.0
 
@@ -18,7 +18,7 @@ STATUS_TIMEOUT_S = 5.0
 def list_vms(desk: Desk) -> int:
     rows = []
     for name in desk.fleet.names:
-        seen = look(desk.runtime, name)
+        seen = desk.look(name)
         rows.append(_describe(desk.fleet.vms[name], seen))
     document = {
         "file": str(desk.location.path),
@@ -64,14 +64,14 @@ def _find_port(vm: VMDeclaration, ports: dict[str, Any]) -> int | None:
 
 def _find_status(desk: Desk, name: str) -> dict[str, Any]:
     vm = desk.fleet.vms[name]
-    seen = look(desk.runtime, name)
+    seen = desk.look(name)
     living: dict[str, Any] = {}
-    if seen.is_running:
+    if seen.is_running and seen.foreign is None:
         try:
             with connect(desk.runtime, name) as remote:
                 living = remote.call("status", timeout_s=STATUS_TIMEOUT_S)
         except ControlError as error:
-            seen = look(desk.runtime, name)  # it may have ended meanwhile
+            seen = desk.look(name)  # it may have ended meanwhile
             if seen.is_running:
                 living = {"notes": [str(error)]}
     record, files = seen.record, seen.files

@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Seen:
         pid: Of its QEMU; None when none runs.
         state: The recorded one, corrected by what is known to have ended.
         note: What is wrong with it; empty when nothing is.
+        foreign: Where the instance of a VM lies that qqmgr has started; see `control.vm.foreign`.
     """
 
     name: str
@@ -52,14 +53,34 @@ class Seen:
     pid: int | None
     state: str
     note: str = ""
+    foreign: Path | None = None
 
     @property
     def is_running(self) -> bool:
         return self.pid is not None
 
 
-def look(runtime: Path, name: str) -> Seen:
-    """Look at an instance, and touch nothing; one that is damaged is told, and is no error."""
+def look(runtime: Path, name: str, earlier: Iterable[Path] = ()) -> Seen:
+    """Look at an instance, and touch nothing; one that is damaged is told, and is no error.
+
+    Args:
+        earlier: Where qqmgr may have left it running as well.
+    """
+    seen = _look_at_ours(runtime, name)
+    if seen.is_running:
+        return seen
+    for place in (runtime, *earlier):
+        directory = place / f"vm.{name}"
+        if (directory / "pid").exists():
+            from control.vm.foreign import NOTE, find_foreign  # few have one
+
+            if (process := find_foreign(directory)) is not None:
+                with process:
+                    return replace(seen, pid=process.pid, state="RUNNING", note=NOTE, foreign=directory)
+    return seen
+
+
+def _look_at_ours(runtime: Path, name: str) -> Seen:
     files = find_instance_files(runtime, name)
     try:
         record = read_record(files)
@@ -123,6 +144,7 @@ def connect(runtime: Path, name: str) -> Remote:
                 if not seen.is_running:
                     settle(seen)
                     raise _not_running(seen)
+                refuse_foreign(seen)
                 start_supervisor(seen.files, lock, {"name": name, "adopt": True})
                 continue
         if time.monotonic() > deadline:
@@ -159,6 +181,7 @@ def claim(runtime: Path, name: str, files: InstanceFiles) -> Iterator[int | None
                 seen = look(runtime, name)
                 if seen.state == "UNKNOWN":
                     raise StateError(seen.note, state="UNKNOWN", required=("readable",), hint=f"rm {files.state}")
+                refuse_foreign(seen)
                 if not seen.is_running:
                     settle(seen)
                     yield lock
@@ -248,6 +271,17 @@ def kill_directly(runtime: Path, name: str) -> bool:
     with process:
         process.send_signal(signal.SIGKILL)
     return True
+
+
+def refuse_foreign(seen: Seen) -> None:
+    """Raise StateError for a VM that qqmgr has started: it has no supervisor, and can be given none."""
+    if seen.foreign is not None:
+        raise StateError(
+            f"{seen.name} runs, and qqmgr started it (pid {seen.pid})",
+            state=seen.state,
+            required=("STOPPED",),
+            hint=f"end it: unhinged stop {seen.name}; then unhinged start {seen.name}",
+        )
 
 
 def _not_running(seen: Seen) -> StateError:

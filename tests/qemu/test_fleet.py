@@ -368,6 +368,53 @@ port = {port}
     assert "tcp" in desk.ask("monitor", "monitor", "test-vm", "info usernet")["text"].lower()
 
 
+def start_as_qqmgr_does(directory: Path) -> subprocess.Popen[bytes]:
+    """A QEMU with the words that its design document names, in the directory of its instance."""
+    directory.mkdir(parents=True)
+    process = subprocess.Popen(
+        [
+            *("qemu-system-x86_64", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "64", "-display", "none", "-S"),
+            *("-pidfile", f"{directory}/pid", "-serial", f"file:{directory}/serial"),
+            *("-monitor", f"unix:{directory}/monitor.socket,server,nowait"),
+            *("-qmp", f"unix:{directory}/qmp.socket,server,nowait"),
+        ]
+    )
+    wait_for((directory / "qmp.socket").exists, "QEMU to listen")
+    return process
+
+
+@pytest.mark.parametrize("runtime", [".qqmgr", ".qqmgr/qqmgr.toml"])
+@pytest.mark.parametrize("command", ["stop", "kill"])
+def test_a_vm_that_qqmgr_runs_is_seen_and_brought_down(desk: Desk, runtime: str, command: str) -> None:
+    text = '[vm.one]\ncmd = ["-nodefaults -machine pc,accel=tcg -m 64 -display none"]\n'
+    (desk.directory / "qqmgr.toml").write_text(text)
+    directory = desk.directory / runtime / "vm.one"
+    with start_as_qqmgr_does(directory) as process:
+        # Where that tool has been at work in both ways, ours is the newer one, and the other is looked at too.
+        (desk.directory / ".qqmgr" / "qqmgr.toml").mkdir(exist_ok=True)
+        [row] = desk.ask("list", "list")["vms"]
+        assert (row["state"], row["pid"], row["note"]) == ("RUNNING", process.pid, "qqmgr started it")
+        assert desk.status("one")["pid"] == process.pid
+        refused = desk.ask("start", "start", "one")["vms"][0]["error"]
+        assert refused["kind"] == "StateError" and "qqmgr started it" in refused["message"]
+        assert process.poll() is None
+        words = ["stop", "--timeout", "0.3"] if command == "stop" else ["kill"]
+        assert desk.ask(command, *words, "one")["vms"][0]["outcome"] == ("stopped" if command == "stop" else "killed")
+        assert process.wait(WITHIN_S) == (0 if command == "stop" else -9)
+    assert not list(directory.glob("*.socket")) and not (directory / "pid").exists()
+    assert desk.status("one")["state"] == "DEFINED"
+    desk.start("one")
+
+
+def test_a_pid_file_of_qqmgr_that_means_another_process_by_now_is_nothing(desk: Desk) -> None:
+    (desk.directory / "qqmgr.toml").write_text('[vm.one]\ncmd = ["-nodefaults -machine pc,accel=tcg -m 64"]\n')
+    directory = desk.directory / ".qqmgr" / "vm.one"
+    directory.mkdir(parents=True)
+    (directory / "pid").write_text(f"{os.getpid()}\n")
+    assert desk.status("one")["state"] == "DEFINED"
+    assert desk.ask("kill", "kill", "one")["vms"][0]["outcome"] == "already stopped"
+
+
 def test_a_directory_of_the_users_keeps_its_mode(desk: Desk) -> None:
     folder = desk.directory / "theirs"
     folder.mkdir()
