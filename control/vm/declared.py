@@ -5,7 +5,8 @@ accelerator chosen, disks made. The command line's face calls it with the instan
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +76,8 @@ async def plan_vm(
     """
     with _naming(vm):
         forwards, ports = _pick_ports(vm, known_ports, make=make)
+        if make:
+            _check_interfaces(vm.networks or ())
         qemu = find_qemu_of(fleet)
         accelerator, notes = await _choose_accelerator(vm, qemu)
         share = _choose_share(vm.share)
@@ -195,6 +198,23 @@ def _pick_ports(
             check_free(forward)
         forwards.append(forward)
     return tuple(forwards), ports
+
+
+def _check_interfaces(networks: Iterable[Network]) -> None:
+    """See to it that what a VM is to be connected to is there: as root, QEMU would make a tap that leads nowhere.
+
+    Raises:
+        HostError: An interface is missing.
+    """
+    for network in networks:
+        if network.kind not in ("tap", "bridge"):
+            continue
+        try:
+            socket.if_nametoindex(network.name)
+        except OSError:
+            how = "tuntap add dev {0} mode tap user $USER" if network.kind == "tap" else "link add {0} type bridge"
+            hint = f"make it: sudo ip {how.format(network.name)} && sudo ip link set {network.name} up"
+            raise HostError(f"this host has no network interface {network.name}", hint=hint) from None
 
 
 # -- what it boots -----------------------------------------------------------------------------------------------------

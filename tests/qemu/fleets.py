@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +52,11 @@ class Done:
 
 
 class Desk:
-    """A directory with a configuration, and the command run in it."""
+    """A directory with a configuration, and the command run in it, behind the words of `prefix`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, prefix: Sequence[str] = ()) -> None:
         self.directory = directory
+        self.prefix = tuple(prefix)
         self.runtime = directory / ".unhinged"
 
     def write(self, text: str) -> None:
@@ -70,7 +71,7 @@ class Desk:
     def begin(self, *words: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         environment = {**os.environ, "HOME": str(self.directory)}
         return subprocess.Popen(
-            [*COMMAND, *words],
+            [*self.prefix, *COMMAND, *words],
             cwd=self.directory,
             env=environment,
             stdin=stdin,
@@ -159,9 +160,9 @@ def is_alive(pid: int) -> bool:
 
 
 @contextmanager
-def open_desk(directory: Path) -> Iterator[Desk]:
+def open_desk(directory: Path, prefix: Sequence[str] = ()) -> Iterator[Desk]:
     """A desk in `directory`; nothing of it runs when the body is left."""
-    desk = Desk(directory)
+    desk = Desk(directory, prefix)
     try:
         yield desk
     finally:
