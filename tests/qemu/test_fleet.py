@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -552,16 +553,27 @@ def test_the_schema_and_the_version(desk: Desk) -> None:
 # -- a VM that a launcher shows ----------------------------------------------------------------------------------------
 
 
-def test_a_vm_in_the_foreground_is_reached_by_its_name(desk: Desk) -> None:
-    desk.declare("one")
+@contextmanager
+def open_launcher(desk: Desk, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A launcher that shows the VM `one`, and does not outlive the body."""
     launcher = [sys.executable, str(ROOT / "control" / "simple_vm_launcher.py"), "--name", "one", "--disk", "one.img"]
     with subprocess.Popen(
         [*launcher, "--accel", "tcg", "--memory", "64M", "--no-boot-watch"],
-        cwd=desk.directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        cwd=desk.directory, env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
-        wait_for(desk.files("one").control_socket.exists, "the launcher to listen")
-        seen = desk.status("one")
-        assert (seen["state"], seen["supervisor_pid"]) == ("RUNNING", process.pid)
+        try:
+            wait_for(desk.files("one").control_socket.exists, "the launcher to listen")
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_vm_in_the_foreground_is_reached_by_its_name(desk: Desk) -> None:
+    desk.declare("one")
+    with open_launcher(desk) as process:
+        wait_for(lambda: desk.status("one")["state"] == "RUNNING", "the VM to run")
+        assert desk.status("one")["supervisor_pid"] == process.pid
         assert desk.ask("start", "start", "one")["vms"][0]["outcome"] == "already running"
         assert desk.ask("monitor", "monitor", "one", "info status")["text"].startswith("VM status: running")
         assert desk.ask("stop", "stop", "--timeout", "0.2", "one")["vms"][0]["outcome"] == "stopped"
@@ -575,13 +587,7 @@ def test_a_vm_that_a_launcher_is_only_starting_is_stopped_too(desk: Desk) -> Non
     slow = desk.directory / "qemu-system-x86_64"
     slow.write_text(f'#!/bin/sh\nsleep 2\nexec {shutil.which("qemu-system-x86_64")} "$@"\n')
     slow.chmod(0o755)
-    launcher = [sys.executable, str(ROOT / "control" / "simple_vm_launcher.py"), "--name", "one", "--disk", "one.img"]
-    with subprocess.Popen(
-        [*launcher, "--accel", "tcg", "--memory", "64M", "--no-boot-watch"],
-        cwd=desk.directory, env={**os.environ, "QEMU": str(slow)},
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        wait_for(desk.files("one").control_socket.exists, "the launcher to listen")
+    with open_launcher(desk, QEMU=str(slow)) as process:
         assert not desk.files("one").qmp_socket.exists(), "it has no QEMU yet"
         assert desk.ask("stop", "stop", "--timeout", "0.2", "one")["vms"][0]["outcome"] == "stopped"
         _, said = process.communicate(timeout=WITHIN_S)
