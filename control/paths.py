@@ -5,7 +5,6 @@ An instance directory holds all that belongs to one VM. Nothing else in this pac
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -212,6 +211,8 @@ def find_instance_files(runtime: Path, name: str) -> InstanceFiles:
     directory = runtime / f"vm.{name}"
     if len(os.fsencode(directory)) + _LONGEST_SOCKET_NAME <= UNIX_PATH_MAX_BYTES:
         return InstanceFiles(directory, directory)
+    import hashlib  # it is of no use to most, and slow to load
+
     # The digest ties the short directory to the long one, so that every command finds the same place.
     digest = hashlib.sha256(os.fsencode(directory.absolute())).hexdigest()[:16]
     return InstanceFiles(directory, _short_socket_root() / digest)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from control.errors import ConfigError, ControlError
-from control.wire.failure import build_failure
+from control.failure import build_failure
 
 if TYPE_CHECKING:
     from control.cli.progress import Board

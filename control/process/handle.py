@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from control.errors import HostError
 from control.log import LOG
+
+if TYPE_CHECKING:
+    import subprocess
 
 _KEEPER = Path(__file__).with_name("keeper.py")
 
@@ -123,6 +125,8 @@ def start_process(
     Raises:
         HostError: It cannot be started, or a file cannot be written; nothing is left running.
     """
+    import subprocess  # commands that only look at a process do not pay for it
+
     LOG.debug("start: %s", " ".join(argv))
     try:
         for path in (output, errors):
@@ -203,6 +207,8 @@ def start_keeper(pid_file: Path, logs: Sequence[Path] = ()) -> Iterator[Keeper]:
     Started before that process, so that there is no moment at which it could be orphaned. On leaving, the keeper is
     dismissed unless it was released.
     """
+    import subprocess
+
     read_end, write_end = os.pipe()
     try:
         child = subprocess.Popen(

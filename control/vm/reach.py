@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from control.errors import ControlError, HostError, StateError, WaitTimeout
+from control.failure import RemoteError
 from control.paths import InstanceFiles, find_instance_files
 from control.vm.instance import Record, find_running, read_record, write_record
 from control.vm.remote import Remote, find_remote
 from control.vm.states import State
-from control.wire.failure import RemoteError
 
 _PROGRAM = Path(__file__).with_name("supervise.py")
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from control.errors import ControlError, StateError, WaitTimeout
-from control.wire.failure import RemoteError
+from control.failure import RemoteError
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from control.errors import ControlError, HostError
+from control.failure import build_failure
 from control.log import LOG
-from control.wire.failure import build_failure
 from control.wire.schema import explain
 
 LINE_LIMIT_BYTES = 1024 * 1024

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from control.errors import ControlError, HostError
+from control.failure import build_failure
 from control.log import LOG
 from control.paths import InstanceFiles
 from control.spec import Spec
@@ -28,7 +29,6 @@ from control.vm.rpc import serve
 from control.vm.service import Fan, Service
 from control.vm.states import State
 from control.vm.vm import VM, Ending, adopt_vm, open_vm
-from control.wire.failure import build_failure
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 60.0
 CALM_S = 60.0

@@ -19,6 +19,7 @@ from control.cli import logs
 from control.cli.main import main, parse
 from control.console.follow import follow
 from control.errors import EXIT_USAGE, ConfigError, LaunchError, WaitTimeout
+from control.failure import RemoteError, build_failure
 from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 from control.spec.network import Forward, Network
 from control.spec.plain import from_plain, to_plain
@@ -26,7 +27,6 @@ from control.spec.tomlfile import ConfigFileError
 from control.units import MIB
 from control.vm.rpc import INPUT_WINDOW_BYTES, Call
 from control.vm.service import VIEWER_BACKLOG_BYTES, Viewer
-from control.wire.failure import RemoteError, build_failure
 from control.wire.schema import explain
 
 DECLARED = VMSpec(

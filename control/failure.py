@@ -1,4 +1,4 @@
-"""An error as plain data, and back (floor 1): over a supervisor's socket, and in the documents of `--json`."""
+"""An error as plain data, and back (floor 0): over a supervisor's socket, and in the documents of `--json`."""
 
 from __future__ import annotations
 
