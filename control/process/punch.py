@@ -3,7 +3,6 @@
 Used by `control.vm.logs` and by the keeper's own program; standard library only.
 """
 
-import ctypes
 import os
 
 KEPT_BYTES = 1 << 30
@@ -33,6 +32,8 @@ def punch_log(log: str, punched_bytes: int) -> int:
         return punched_bytes
     if end < punched_bytes + SLACK_BYTES:
         return punched_bytes
+    import ctypes  # few VMs ever say that much
+
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CLOEXEC)
     try:
