@@ -18,6 +18,7 @@ from control.paths import InstanceFiles, open_instance_files
 from control.process.foreground import Foreground, start_foreground
 from control.process.handle import read_start_ticks
 from control.spec.fleet import get_vm
+from control.vm.birth import build_record
 from control.vm.declared import Planned
 from control.vm.instance import remove_stale_files, write_atomically, write_record
 from control.vm.reach import claim, hold, look, start_supervisor
@@ -84,8 +85,6 @@ def _wait_for_qemu(child: Foreground, files: InstanceFiles, known: int) -> int:
 
 def _hand_over(desk: Desk, name: str, files: InstanceFiles, planned: Planned, pid: int, lock: int) -> None:
     """Give the VM its supervisor, which lets its guest run."""
-    from control.vm.vm import build_record
-
     vm = get_vm(desk.fleet, name)
     record = build_record(planned.spec, files, pid, read_start_ticks(pid) or 0, ports=planned.ports, restart=vm.restart)
     try:

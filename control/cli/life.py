@@ -15,7 +15,7 @@ from control.errors import ConfigError, ControlError, StateError, WaitTimeout
 from control.paths import open_instance_files
 from control.spec.fleet import build_start_layers, get_vm
 from control.units import format_duration
-from control.vm.reach import claim, connect, hold, kill_directly, look, refuse_foreign, settle, start_supervisor
+from control.vm.reach import claim, connect, hold, kill_directly, look, open_supervisor, refuse_foreign, settle
 from control.vm.remote import Remote, find_remote
 
 KILL_ANSWER_S = 5.0
@@ -151,18 +151,20 @@ def _start_held(desk: Desk, name: str, lock: int, *, is_paused: bool) -> None:
     from control.spec.plain import to_plain
 
     files = open_instance_files(desk.runtime, name, is_shared=desk.location.is_shared)
-    planned = desk.plan(name)
-    for line in () if desk.is_json else planned.notes:
-        desk.note_once(line)
-    job = {
-        "name": name,
-        "adopt": False,
-        "spec": to_plain(planned.spec),
-        "ports": dict(planned.ports),
-        "restart": get_vm(desk.fleet, name).restart,
-        "waits": is_paused,
-    }
-    start_supervisor(files, lock, job)
+    with open_supervisor(name, files, lock) as supervisor:
+        planned = desk.plan(name)
+        for line in () if desk.is_json else planned.notes:
+            desk.note_once(line)
+        supervisor.begin(
+            {
+                "name": name,
+                "adopt": False,
+                "spec": to_plain(planned.spec),
+                "ports": dict(planned.ports),
+                "restart": get_vm(desk.fleet, name).restart,
+                "waits": is_paused,
+            }
+        )
 
 
 def _wait_for(

@@ -7,17 +7,20 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from control.errors import HostError, StateError
+from control.errors import ControlError, HostError, StateError
+from control.log import LOG
 from control.paths import InstanceFiles, find_instance_files, open_instance_files
 from control.process.handle import ProcessHandle, find_process
 from control.vm.states import State
 
 PID_MAX = 2**22
 """The highest number Linux gives a process (proc(5), /proc/sys/kernel/pid_max)."""
+
+NOTE_LENGTH_MAX = 1000
 
 _TYPES = {"str": str, "int": int, "bool": bool}
 
@@ -74,6 +77,15 @@ def write_record(files: InstanceFiles, record: Record) -> None:
         HostError: The disk is full or read-only; the old record stands.
     """
     write_atomically(files.state, json.dumps(asdict(record), indent=1).encode() + b"\n")
+
+
+def note_failure(files: InstanceFiles, error: ControlError) -> None:
+    """Keep with an instance that does not run what it failed of: the next `status` tells."""
+    LOG.info("%s: %s", files.directory.name, error)
+    with contextlib.suppress(ControlError):  # the disk may be what failed
+        record = read_record(files)
+        if record is not None and record.state in (State.FAILED.value, State.STOPPED.value):
+            write_record(files, replace(record, state=State.FAILED.value, note=str(error)[:NOTE_LENGTH_MAX]))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

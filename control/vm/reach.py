@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from control.errors import ControlError, HostError, StateError, WaitTimeout
 from control.failure import RemoteError
@@ -21,6 +21,9 @@ from control.paths import InstanceFiles, find_instance_files
 from control.vm.instance import Record, find_running, read_record, write_record
 from control.vm.remote import Remote, find_remote
 from control.vm.states import State
+
+if TYPE_CHECKING:
+    from control.process.detach import Detached
 
 _PROGRAM = Path(__file__).with_name("supervise.py")
 
@@ -219,32 +222,53 @@ def start_supervisor(files: InstanceFiles, lock: int, job: Mapping[str, Any]) ->
         HostError: The supervisor could not be started, or ended without a word.
         WaitTimeout: It said nothing in time; it was left alone.
     """
+    with open_supervisor(job["name"], files, lock) as supervisor:
+        supervisor.begin(job)
+
+
+@contextlib.contextmanager
+def open_supervisor(name: str, files: InstanceFiles, lock: int) -> Iterator[Supervisor]:
+    """A supervisor that loads while the body works out what its job is; without one it leaves again.
+
+    Raises:
+        HostError: It could not be started.
+    """
     from control.process.detach import start_detached
 
     reading, writing = os.pipe()
     try:
-        argv = [sys.executable, "-P", str(_PROGRAM), job["name"], str(files.directory), str(writing), str(lock)]
-        whole = {"directory": str(files.directory), "sockets": str(files.sockets), **job}
+        argv = [sys.executable, "-P", str(_PROGRAM), name, str(files.directory), str(writing), str(lock)]
         try:
-            start_detached(
-                argv,
-                stdin=json.dumps(whole).encode(),
-                log=files.supervisor_log,
-                cwd=files.directory,
-                keep=(writing, lock),
-            )
+            detached = start_detached(argv, log=files.supervisor_log, cwd=files.directory, keep=(writing, lock))
         finally:
             os.close(writing)
-        word = _read_report(reading)
+        with detached:
+            yield Supervisor(files, detached, reading)
     finally:
         os.close(reading)
-    if not word:
-        raise HostError(
-            f"the supervisor of {job['name']} ended without a word", hint=f"its output is in {files.supervisor_log}"
-        )
-    report = json.loads(word)
-    if "error" in report:
-        raise RemoteError(report["error"])
+
+
+class Supervisor:
+    """One that has been started and waits for its job."""
+
+    def __init__(self, files: InstanceFiles, detached: Detached, report: int) -> None:
+        self._files = files
+        self._detached = detached
+        self._report = report
+
+    def begin(self, job: Mapping[str, Any]) -> None:
+        """Give it its job and wait until its VM runs. Raises as `start_supervisor` does."""
+        whole = {"directory": str(self._files.directory), "sockets": str(self._files.sockets), **job}
+        self._detached.give(json.dumps(whole).encode())
+        word = _read_report(self._report)
+        if not word:
+            raise HostError(
+                f"the supervisor of {job['name']} ended without a word",
+                hint=f"its output is in {self._files.supervisor_log}",
+            )
+        report = json.loads(word)
+        if "error" in report:
+            raise RemoteError(report["error"])
 
 
 def _read_report(descriptor: int) -> bytes:

@@ -22,7 +22,7 @@ from control.wire import Message
 STOP_TIMEOUT_S = 20.0
 WAIT_TIMEOUT_S = 300.0
 NOTES_MAX = 50
-LOOK_S = 0.05
+LOOK_S = 0.02
 """How often something that has no event of its own is looked at."""
 
 SSH_LOOK_S = 0.2

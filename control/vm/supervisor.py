@@ -1,34 +1,30 @@
-"""The process behind one VM of a fleet (floor 3): it owns the QEMU, answers on `control.socket`, starts it again.
+"""What stands behind one VM of a fleet (floor 3): it owns the QEMU, answers on `control.socket`, starts it again.
 
-Started by `control.vm.reach` with the instance's lock already held and a job on its stdin. Killed outright, it leaves
-QEMU running; the next command starts another, which adopts the VM.
+Run by `supervise.py` with the instance's lock already held. Killed outright, it leaves QEMU running; the next command
+starts another, which adopts the VM.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from control.errors import ControlError, HostError
-from control.failure import build_failure
 from control.log import LOG
 from control.paths import InstanceFiles
 from control.spec import Spec
 from control.spec.plain import from_plain
-from control.vm.instance import Record, find_running, read_record, write_record
+from control.vm.birth import Newborn, start_qemu
+from control.vm.instance import Record, find_running, note_failure, read_record
+from control.vm.report import Report
 from control.vm.rpc import serve
 from control.vm.service import Fan, Service
 from control.vm.states import State
-from control.vm.vm import VM, Ending, adopt_vm, open_vm
+from control.vm.vm import VM, Ending, adopt_vm, open_newborn
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 60.0
 CALM_S = 60.0
@@ -38,12 +34,13 @@ CALM_S = 60.0
 class Supervisor:
     """Sees one instance through all its runs."""
 
-    def __init__(self, files: InstanceFiles, job: Mapping[str, Any], report: Report) -> None:
+    def __init__(self, files: InstanceFiles, job: Mapping[str, Any], report: Report, newborn: Newborn | None) -> None:
         self._files = files
         self._name: str = job["name"]
         self._fan = Fan()
         self._service = Service(self._name, files, self._fan)
         self._report = report
+        self._newborn = newborn
         self._leave = asyncio.Event()
         self._adopts: bool = job["adopt"]
         self._spec: Spec | None = from_plain(job["spec"]) if job.get("spec") else None
@@ -91,35 +88,28 @@ class Supervisor:
                     vm.detach()
                     return None
         except ControlError as error:
-            self._note(error)
+            note_failure(self._files, error)
             if self._report.tell_failure(error) or self._restart == "no":
                 raise
             ending = Ending("it could not be started", error)
         finally:
             self._service.vm = None
         if ending.error is not None:
-            self._note(ending.error)
+            note_failure(self._files, ending.error)
         return ending
 
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[VM]:
         """Start the VM, or take over the one that runs, and let its guest run."""
         if not self._adopts:
-            if self._spec is None:
-                raise HostError(f"{self._name} cannot be started again: nothing is kept of what it is")
-            async with open_vm(
-                self._spec,
-                self._files,
-                self._fan,
-                for_person=True,
-                outlives_us=True,
-                ports=self._ports,
-                restart=self._restart,
-                waits=self._waits,
-            ) as vm:
-                if not self._waits:
-                    await vm.resume()
-                yield vm
+            with contextlib.ExitStack() as stack:
+                newborn, self._newborn = self._newborn, None
+                if newborn is None:
+                    newborn = stack.enter_context(self._start_again())
+                async with open_newborn(newborn, self._files, self._fan, for_person=True, outlives_us=True) as vm:
+                    if not self._waits:
+                        await vm.resume()
+                    yield vm
             return
         record = read_record(self._files)
         process = find_running(self._files, record)
@@ -133,6 +123,11 @@ class Supervisor:
                 vm.detach()  # it runs; that we cannot reach it is no reason to end it
                 raise
             yield vm
+
+    def _start_again(self) -> contextlib.AbstractContextManager[Newborn]:
+        if self._spec is None:
+            raise HostError(f"{self._name} cannot be started again: nothing is kept of what it is")
+        return start_qemu(self._spec, self._files, ports=self._ports, restart=self._restart, waits=self._waits)
 
     def _take_record(self, record: Record) -> None:
         self._spec = from_plain(record.spec) if record.spec.get("kind") else None
@@ -174,57 +169,7 @@ class Supervisor:
                 task.cancel()
         return not (self._leave.is_set() or self._service.given_up.is_set())
 
-    def _note(self, error: ControlError) -> None:
-        """Keep with the instance what it failed of: the next `status` tells."""
-        LOG.info("%s: %s", self._name, error)
-        with contextlib.suppress(ControlError):  # the disk may be what failed
-            record = read_record(self._files)
-            if record is not None and record.state in (State.FAILED.value, State.STOPPED.value):
-                note = str(error)[:1000]
-                write_record(self._files, replace(record, state=State.FAILED.value, note=note))
 
-
-class Report:
-    """Tells whoever started us, once, whether the VM runs."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def tell_success(self) -> None:
-        self._tell({"ok": True})
-
-    def tell_failure(self, error: ControlError) -> bool:
-        """Whether there was still somebody to be told."""
-        return self._tell({"error": build_failure(error)})
-
-    def _tell(self, word: Mapping[str, Any]) -> bool:
-        if self._descriptor < 0:
-            return False
-        descriptor, self._descriptor = self._descriptor, -1
-        with contextlib.suppress(BrokenPipeError):  # they have gone; the VM is none the worse for it
-            os.write(descriptor, json.dumps(word).encode() + b"\n")
-        os.close(descriptor)
-        return True
-
-
-def main(report_descriptor: int) -> int:
-    """Run a supervisor for the job on stdin."""
-    report = Report(report_descriptor)
-    try:
-        job = json.load(sys.stdin)
-        sys.stdin.close()
-        os.open(os.devnull, os.O_RDONLY)  # takes the number 0 again, so that nothing else does
-        files = InstanceFiles(Path(job["directory"]), Path(job["sockets"]))
-        asyncio.run(_run(files, job, report))
-    except ControlError as error:
-        report.tell_failure(error)
-        return error.exit_code
-    except Exception as error:
-        LOG.exception("the supervisor failed")
-        report.tell_failure(ControlError(f"an error of ours: {error!r}", hint="please report it"))
-        return 1
-    return 0
-
-
-async def _run(files: InstanceFiles, job: Mapping[str, Any], report: Report) -> None:
-    await Supervisor(files, job, report).run()
+async def supervise(files: InstanceFiles, job: Mapping[str, Any], report: Report, newborn: Newborn | None) -> None:
+    """See the VM of `job` through; with `newborn`, its QEMU runs already. Raises what kept it from starting."""
+    await Supervisor(files, job, report, newborn).run()

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
-import os
 import secrets
 import signal
 import time
@@ -21,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from control.agent import AgentClient
-from control.argv import build_argv
 from control.console.channel import ConsoleChannel
 from control.errors import (
     EXIT_BOOT_HUNG,
@@ -40,11 +37,11 @@ from control.errors import (
 from control.log import LOG
 from control.monitor import Monitor, MonitorEvent, open_monitor
 from control.paths import InstanceFiles
-from control.process.handle import Keeper, ProcessHandle, start_keeper, start_process
-from control.spec import RawSpec, Spec
-from control.spec.plain import to_plain
+from control.process.handle import Keeper, ProcessHandle
+from control.spec import Spec
 from control.units import format_size
-from control.vm.instance import Record, read_host_boot_id, remove_stale_files, write_atomically, write_record
+from control.vm.birth import Newborn, start_qemu
+from control.vm.instance import Record, remove_stale_files, write_record
 from control.vm.journal import open_journal
 from control.vm.listener import Listener
 from control.vm.logs import bound_logs
@@ -663,10 +660,6 @@ async def open_vm(
     *,
     for_person: bool = False,
     judge_boot: bool = True,
-    outlives_us: bool = False,
-    ports: Mapping[str, int] | None = None,
-    restart: str = "no",
-    waits: bool = False,
 ) -> AsyncIterator[VM]:
     """Start the VM `spec`, with its CPUs not yet running, and end it on leaving, in whatever way the body is left.
 
@@ -675,92 +668,53 @@ async def open_vm(
     Args:
         for_person: Somebody sits at the console: a guest that waits or hangs is named to them, and not ended.
         judge_boot: Watch whether the guest comes up; without it only QEMU itself can say that something is wrong.
-        outlives_us: Once it is up, QEMU runs on should this process be killed, for another to adopt.
-        ports, restart, waits: As they are recorded.
 
     Raises:
         LaunchError: QEMU ended before its monitor answered (its own words); the VM is FAILED, nothing of it runs.
         HostError: QEMU cannot be started, or the instance's directory not written.
         WaitTimeout: QEMU runs and does not answer; it was killed.
     """
+    with start_qemu(spec, files, ports={}) as newborn:
+        async with open_newborn(newborn, files, listener, for_person=for_person, judge_boot=judge_boot) as vm:
+            yield vm
+
+
+@contextlib.asynccontextmanager
+async def open_newborn(
+    newborn: Newborn,
+    files: InstanceFiles,
+    listener: Listener,
+    *,
+    for_person: bool = False,
+    judge_boot: bool = True,
+    outlives_us: bool = False,
+) -> AsyncIterator[VM]:
+    """The VM whose QEMU has just been started; it ends on leaving, in whatever way the body is left.
+
+    Args:
+        for_person, judge_boot: As `open_vm` has them.
+        outlives_us: Once it is up, QEMU runs on should this process be killed, for another to adopt.
+
+    Raises:
+        LaunchError: QEMU ended before its monitor answered (its own words); the VM is FAILED, nothing of it runs.
+        WaitTimeout: QEMU runs and does not answer; it was killed.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        remove_stale_files(files)
-        argv = build_argv(spec, files)
-        write_atomically(files.argv, json.dumps(argv, indent=1).encode())
-        keeper = stack.enter_context(start_keeper(files.pid, files.logs))
-        process, group = _start_qemu(spec, files, argv)
-        stack.enter_context(process)
-        record = replace(
-            build_record(
-                spec, files, process.pid, process.start_ticks, ports=ports or {}, restart=restart, waits=waits
-            ),
-            group=group.to_plain() if group is not None else {},
-        )
-        vm = VM(record, files, process, listener, for_person=for_person, judge_boot=judge_boot)
-        vm._keeper = keeper
+        vm = VM(newborn.record, files, newborn.process, listener, for_person=for_person, judge_boot=judge_boot)
+        vm._keeper = newborn.keeper
         stack.push_async_callback(vm._close)
         try:
-            write_record(files, record)
             await vm._connect(stack)
-            if group is not None:
-                group.check_kept(process.pid, spec.limits)
+            if vm._group is not None:
+                vm._group.check_kept(newborn.process.pid, newborn.spec.limits)
         except (ControlError, OSError) as error:
             raise await _launch_failure(vm, error) from error
         if outlives_us:
             vm._keeper = None
-            keeper.dismiss()
+            newborn.keeper.dismiss()
         # Closed before the connections are: they are what a gentle end needs.
         stack.push_async_callback(vm._close)
         yield vm
-
-
-def _start_qemu(spec: Spec, files: InstanceFiles, argv: Sequence[str]) -> tuple[ProcessHandle, Group | None]:
-    """Start QEMU, within its limits when it has some. Raises HostError; nothing is left."""
-    cwd = spec.directory if isinstance(spec, RawSpec) else files.directory
-    if not spec.limits:
-        return start_process(argv, output=files.qemu_output, errors=files.qemu_log, cwd=cwd), None
-    from control.process.limits import make_group  # few VMs have some
-
-    # The digest tells it from an instance of that name in another directory.
-    digest = hashlib.sha256(os.fsencode(files.directory.absolute())).hexdigest()[:16]
-    group = make_group(f"unhinged-{digest}-{spec.name}", spec.limits)
-    words = [*group.build_prefix(spec.limits), *argv]
-    try:
-        return start_process(words, output=files.qemu_output, errors=files.qemu_log, cwd=cwd), group
-    except HostError:
-        group.remove()
-        raise
-
-
-def build_record(
-    spec: Spec,
-    files: InstanceFiles,
-    pid: int,
-    start_ticks: int,
-    *,
-    ports: Mapping[str, int],
-    restart: str = "no",
-    waits: bool = False,
-) -> Record:
-    """Say of a QEMU that has just been started for `spec` all that is needed to find and adopt it."""
-    return Record(
-        name=spec.name,
-        state=State.STARTING.value,
-        pid=pid,
-        start_ticks=start_ticks,
-        host_boot_id=read_host_boot_id(),
-        accelerator=spec.accelerator or "",
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        agent=spec.agent,
-        bulk=spec.agent,
-        hvc0=spec.hvc0,
-        share=str(spec.share.path) if spec.share else "",
-        sockets=str(files.sockets),
-        spec=to_plain(spec),
-        ports=dict(ports),
-        restart=restart,
-        waits=waits,
-    )
 
 
 async def _launch_failure(vm: VM, error: Exception) -> ControlError:

@@ -128,7 +128,7 @@ def test_two_builds_in_different_places_are_alike_and_need_no_network(tmp_path: 
 
     copy = tmp_path / "another place" / "checkout"
     for part in ("iso", "guest"):
-        shutil.copytree(REPOSITORY / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPOSITORY / part, copy / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for old in cache.glob("base-*"):
         old.unlink()
     second = run_build(tmp_path / "second", cache, environment=environment, script=copy / "iso" / "build.py")

@@ -1,0 +1,126 @@
+"""Starts the QEMU of a VM and records it (floor 3).
+
+Quick to import: a supervisor starts QEMU first, and loads the rest of itself while QEMU sets itself up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from control.argv import build_argv
+from control.errors import HostError
+from control.paths import InstanceFiles
+from control.process.handle import Keeper, ProcessHandle, start_keeper, start_process
+from control.spec import RawSpec, Spec
+from control.spec.plain import to_plain
+from control.vm.instance import Record, read_host_boot_id, remove_stale_files, write_atomically, write_record
+from control.vm.states import State
+
+if TYPE_CHECKING:
+    from control.process.limits import Group
+
+
+@dataclass(frozen=True)
+class Newborn:
+    """A QEMU whose CPUs have not run yet, and which nobody is connected to.
+
+    Attributes:
+        keeper: Ends QEMU should this process be killed.
+    """
+
+    spec: Spec
+    record: Record
+    process: ProcessHandle
+    keeper: Keeper
+
+
+@contextlib.contextmanager
+def start_qemu(
+    spec: Spec, files: InstanceFiles, *, ports: Mapping[str, int], restart: str = "no", waits: bool = False
+) -> Iterator[Newborn]:
+    """Start the QEMU of `spec`, and end it on leaving, unless its handle was released.
+
+    The caller holds the instance's lock.
+
+    Args:
+        ports, restart, waits: As they are recorded.
+
+    Raises:
+        HostError: It cannot be started, or the instance's directory not written; nothing of it runs.
+    """
+    remove_stale_files(files)
+    argv = build_argv(spec, files)
+    write_atomically(files.argv, json.dumps(argv, indent=1).encode())
+    with start_keeper(files.pid, files.logs) as keeper:
+        process, group = _start_process(spec, files, argv)
+        with process:
+            record = build_record(
+                spec, files, process.pid, process.start_ticks, ports=ports, restart=restart, waits=waits
+            )
+            if group is not None:
+                record = replace(record, group=group.to_plain())
+            try:
+                write_record(files, record)
+            except HostError:
+                process.close()
+                if group is not None:
+                    group.remove()
+                raise
+            yield Newborn(spec, record, process, keeper)
+
+
+def build_record(
+    spec: Spec,
+    files: InstanceFiles,
+    pid: int,
+    start_ticks: int,
+    *,
+    ports: Mapping[str, int],
+    restart: str = "no",
+    waits: bool = False,
+) -> Record:
+    """Say of a QEMU that has just been started for `spec` all that is needed to find and adopt it."""
+    return Record(
+        name=spec.name,
+        state=State.STARTING.value,
+        pid=pid,
+        start_ticks=start_ticks,
+        host_boot_id=read_host_boot_id(),
+        accelerator=spec.accelerator or "",
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        agent=spec.agent,
+        bulk=spec.agent,
+        hvc0=spec.hvc0,
+        share=str(spec.share.path) if spec.share else "",
+        sockets=str(files.sockets),
+        spec=to_plain(spec),
+        ports=dict(ports),
+        restart=restart,
+        waits=waits,
+    )
+
+
+def _start_process(spec: Spec, files: InstanceFiles, argv: Sequence[str]) -> tuple[ProcessHandle, Group | None]:
+    """Start QEMU, within its limits when it has some. Raises HostError; nothing is left."""
+    cwd = spec.directory if isinstance(spec, RawSpec) else files.directory
+    if not spec.limits:
+        return start_process(argv, output=files.qemu_output, errors=files.qemu_log, cwd=cwd), None
+    import hashlib
+
+    from control.process.limits import make_group  # few VMs have some
+
+    # The digest tells it from an instance of that name in another directory.
+    digest = hashlib.sha256(os.fsencode(files.directory.absolute())).hexdigest()[:16]
+    group = make_group(f"unhinged-{digest}-{spec.name}", spec.limits)
+    words = [*group.build_prefix(spec.limits), *argv]
+    try:
+        return start_process(words, output=files.qemu_output, errors=files.qemu_log, cwd=cwd), group
+    except HostError:
+        group.remove()
+        raise
