@@ -28,7 +28,7 @@ COMMAND = (
     sys.executable,
     "-P",
     "-c",
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from control.cli.main import main; sys.exit(main(sys.argv[1:]))",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from control.cli.main import run; run()",
 )
 VM = """
 [vm.{name}]

@@ -22,7 +22,7 @@ COMMAND = (
     sys.executable,
     "-P",
     "-c",
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from control.cli.main import main; sys.exit(main(sys.argv[1:]))",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from control.cli.main import run; run()",
 )
 PLAIN = """
 [vm.{name}]
