@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from control.cli.main import main, parse
 from control.console.follow import follow
 from control.errors import EXIT_USAGE, ConfigError, LaunchError, WaitTimeout
 from control.failure import RemoteError, build_failure
+from control.paths import ROOT
 from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 from control.spec.network import Forward, Network
 from control.spec.plain import from_plain, to_plain
@@ -200,3 +202,15 @@ async def test_output_is_sent_in_pieces_that_fit_their_schema() -> None:
     await Call(1, ear).send_output("stdout", bytes(range(256)) * 1000)  # type: ignore[arg-type]
     assert all(not explain("control/output.event", message["params"]) for message in ear.sent)
     assert b"".join(base64.b64decode(message["params"]["data"]) for message in ear.sent) == bytes(range(256)) * 1000
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_without_a_standard_stream_does_its_work(tmp_path: Path, closed: str) -> None:
+    (tmp_path / "unhinged.toml").write_text('[vm.a]\nimage = "builtin"\n')
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from control.cli.main import run; run()"
+    words = shlex.join([sys.executable, "-P", "-c", code, "list"])
+    ended = subprocess.run(
+        ["sh", "-c", f"{words} {closed}"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ("NAME" in ended.stdout) == (">&-" not in closed.split())
