@@ -12,6 +12,7 @@ import gc
 import inspect
 import os
 import shutil
+import signal
 import stat
 import tempfile
 import time
@@ -32,6 +33,9 @@ settings.load_profile("unhinged")
 # What `make test ARGS=…` was told is not for the makes that tests start.
 for _name in ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS", "WORKERS"):
     os.environ.pop(_name, None)
+
+# A shell starts what runs in its background with SIGINT ignored, and so would be what tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TIERS = ("qemu", "boot", "browser", "kvm")
 FDS_TOLERATED = 2

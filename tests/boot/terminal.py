@@ -18,9 +18,10 @@ from tests.boot.launching import BOOT_S, END_S, end_processes_below, launcher_ar
 
 ROWS, COLUMNS = 40, 120
 ESCAPE = "\x1d"
-GUEST_PROMPT = r"# (\x1b\[6n)?([\r\n]+\[vm [^\r\n]*[\r\n]+)*$"
+GUEST_PROMPT = r"# (\x1b\[6n)?([\r\n]+(\[vm [^\r\n]*[\r\n]+)*)?$"
 """Behind its prompt busybox asks the terminal where the cursor is (editing.c, ask_terminal); nobody need answer. What
-the guest says of itself meanwhile, that somebody logged in for one, is shown behind that."""
+the guest says of itself meanwhile, that somebody logged in for one, is shown behind that, or has been shown before and
+leaves the end of a line."""
 
 OUR_PROMPT = r"unhinged> $"
 

@@ -76,11 +76,14 @@ class DebianVM(AgentVM):
         return self.console
 
     def wait_for_version(self, version: str) -> None:
-        """Wait until the agent that answers is this one: an agent that is being replaced may answer a last time."""
-        end = time.monotonic() + COMMAND_S
-        while self.call("get_agent_info")["version"] != version:
-            assert time.monotonic() < end, f"the agent does not become {version}"
-            time.sleep(0.2)
+        """Wait until an agent of this version says that it is ready.
+
+        It is not asked: a question that the agent which is being replaced has read already is answered by nobody.
+        """
+        while True:
+            note = self.wait_for_notification("message")
+            if note["data"]["message"] == "agent ready" and note["data"]["details"]["version"] == version:
+                return
 
 
 class Console:

@@ -200,12 +200,13 @@ class AgentVM:
         return bytes(stream.data)
 
     def wait_for_notification(self, method: str) -> Json:
+        end = time.monotonic() + self.deadline_s
         while True:
             for note in self.notes:
                 if note.get("method") == method:
                     self.notes.remove(note)
                     return dict(note["params"])
-            self.notes.append(self._receive())
+            self.notes.append(self._receive(end))
 
     def receive_until(self, condition: Callable[[], bool], what: str, *, take: bool = True) -> None:
         """Receives from the bulk port until it is so; with `take` what comes goes into the streams."""
@@ -233,9 +234,14 @@ class AgentVM:
         self.contract.sent(data)
         self._host.sendall(data)
 
-    def _receive(self) -> Any:
-        """The next line that is JSON: the rest of one that was meant for the host before us is none."""
+    def _receive(self, end: float) -> Any:
+        """The next line that is JSON: the rest of one that was meant for the host before us is none.
+
+        Args:
+            end: When to give up, in seconds of the monotonic clock: with heartbeats a line always comes.
+        """
         while True:
+            assert time.monotonic() < end, f"what is waited for did not come; last: {self.notes[-5:]}"
             line = self._lines.readline()
             assert line, "QEMU closed the agent's socket"
             try:
@@ -247,8 +253,9 @@ class AgentVM:
 
     def wait_for(self, id_: object) -> Json:
         """The answer with this id, or the message that answers the command with this id."""
+        end = time.monotonic() + self.deadline_s
         while True:
-            seen = self._receive()
+            seen = self._receive(end)
             if seen.get("id") == id_ or seen.get("params", {}).get("in_reply_to") == id_:
                 return dict(seen)
             self.notes.append(seen)
