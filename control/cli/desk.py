@@ -17,6 +17,7 @@ from control.failure import build_failure
 
 if TYPE_CHECKING:
     from control.cli.progress import Board
+    from control.process.detach import Detached
     from control.spec.fleet import Fleet
     from control.spec.locate import Location
     from control.vm.declared import Planned
@@ -29,11 +30,13 @@ class Desk:
     Attributes:
         options: What the command line said.
         is_json: Exactly one document is to be printed, and nothing else on stdout.
+        hired: Supervisors that load already, each for the VM of that name, should it be started.
     """
 
     def __init__(self, options: Namespace) -> None:
         self.options = options
         self.is_json: bool = options.json
+        self.hired: dict[str, Detached] = {}
         self._noted: set[str] = set()
         self._say: Callable[[str], None] = _say
 

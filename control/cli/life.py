@@ -15,7 +15,8 @@ from control.errors import ConfigError, ControlError, StateError, WaitTimeout
 from control.paths import open_instance_files
 from control.spec.fleet import build_start_layers, get_vm
 from control.units import format_duration
-from control.vm.reach import claim, connect, hold, kill_directly, look, open_supervisor, refuse_foreign, settle
+from control.vm.hire import hire
+from control.vm.reach import begin, claim, connect, hold, kill_directly, look, refuse_foreign, settle
 from control.vm.remote import Remote, find_remote
 
 KILL_ANSWER_S = 5.0
@@ -151,20 +152,20 @@ def _start_held(desk: Desk, name: str, lock: int, *, is_paused: bool) -> None:
     from control.spec.plain import to_plain
 
     files = open_instance_files(desk.runtime, name, is_shared=desk.location.is_shared)
-    with open_supervisor(name, files, lock) as supervisor:
+    early = desk.hired.get(name)
+    with contextlib.nullcontext(early) if early is not None else hire(name, files.directory) as hired:
         planned = desk.plan(name)
         for line in () if desk.is_json else planned.notes:
             desk.note_once(line)
-        supervisor.begin(
-            {
-                "name": name,
-                "adopt": False,
-                "spec": to_plain(planned.spec),
-                "ports": dict(planned.ports),
-                "restart": get_vm(desk.fleet, name).restart,
-                "waits": is_paused,
-            }
-        )
+        job = {
+            "name": name,
+            "adopt": False,
+            "spec": to_plain(planned.spec),
+            "ports": dict(planned.ports),
+            "restart": get_vm(desk.fleet, name).restart,
+            "waits": is_paused,
+        }
+        begin(hired, files, lock, job)
 
 
 def _wait_for(

@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("start", "start VMs, and those they depend on"),
         ("restart", "stop VMs and start them again"),
     ):
-        sub = add_many(name, f"life:{name}", summary)
+        sub = add_many(name, "start:start" if name == "start" else "life:restart", summary)
         sub.add_argument("--wait", choices=WAITS, default="running", help="what to wait for")
         sub.add_argument("--wait-timeout", type=_seconds, default=300.0, metavar="SECONDS")
         if name == "restart":

@@ -12,9 +12,8 @@ from control.host import find_qemu, look_around
 from control.launch.options import LaunchOptions
 from control.paths import InstanceFiles, cache_directory
 from control.process.run import run
-from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, Share, VMSpec
 from control.spec.network import Network
-from control.spec.vm_spec import Boot
+from control.spec.vm_spec import Boot, DirectBoot, Disk, DiskBoot, IsoBoot, Share, VMSpec
 from control.vm import media as check
 from control.vm.provision import (
     DATA_DISK_SERIAL,

@@ -1,26 +1,30 @@
-"""Starts a program that is to outlive us (floor 2); `control.vm.reach` starts supervisors with it."""
+"""Starts a program that is to outlive us, and speaks with it for a while (floor 2); see `control.vm.hire`.
+
+Quick to import: a command does this first, and loads the rest of itself while that program loads.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
+import select
+import socket
+import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from control.errors import HostError
 
-LOG_LIMIT_BYTES = 1024 * 1024
-"""A log of a program that is started again and again begins anew beyond it."""
+_PIECE_BYTES = 65536
 
 
 class Detached:
-    """A program that was let go of, but for its stdin, which it may still wait for. Use it as a context manager."""
+    """A program that was let go of, but for the socket that is its stdin. Use it as a context manager."""
 
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
-        self._child = child
+    def __init__(self, first_half: int, peer: socket.socket) -> None:
+        self._first_half = first_half
+        self._peer = peer
 
     def __enter__(self) -> Self:
         return self
@@ -28,42 +32,54 @@ class Detached:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._child.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._child.stdin.close()
-        self._child.wait()
+        self._peer.close()
+        os.waitpid(self._first_half, 0)
 
-    def give(self, stdin: bytes) -> None:
-        """Give it what it is to read, to the end; a program that has ended is told nothing."""
-        with contextlib.suppress(BrokenPipeError):
-            self._child.communicate(stdin)
+    def give(self, data: bytes, descriptors: Sequence[int]) -> None:
+        """Give it `data`, to the end of its stdin, and copies of `descriptors`; one that has ended is told nothing."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            sent = socket.send_fds(self._peer, [data], list(descriptors))
+            self._peer.sendall(data[sent:])
+            self._peer.shutdown(socket.SHUT_WR)
+
+    def read_line(self, within_s: float) -> bytes | None:
+        """Read the line it answers with, less when it ends before that; None when it takes longer than `within_s`."""
+        poller = select.poll()
+        poller.register(self._peer, select.POLLIN)
+        deadline = time.monotonic() + within_s
+        line = b""
+        while not line.endswith(b"\n"):
+            if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                return None
+            try:
+                piece = self._peer.recv(_PIECE_BYTES)
+            except ConnectionResetError:  # it ended with something of ours unread
+                break
+            if not piece:
+                break
+            line += piece
+        return line
 
 
-def start_detached(argv: Sequence[str], *, log: Path, cwd: Path, keep: Sequence[int]) -> Detached:
-    """Start `argv` in a session of its own, with its output at the end of `log`.
+def start_detached(argv: list[str]) -> Detached:
+    """Start `argv` in a session of its own; a socket of ours is its stdin, and what it says goes to our stderr.
 
     The program forks at once, and its first half ends, so that it is nobody's child.
-
-    Args:
-        keep: Descriptors it inherits.
 
     Raises:
         HostError: It cannot be started; nothing runs.
     """
-    try:
-        mode = "ab" if not log.exists() or log.stat().st_size < LOG_LIMIT_BYTES else "wb"
-        with log.open(mode) as sink:
-            os.fchmod(sink.fileno(), 0o600)
-            child = subprocess.Popen(
+    ours, its = socket.socketpair()
+    with its:
+        try:
+            child = os.posix_spawn(
+                argv[0],
                 argv,
-                stdin=subprocess.PIPE,
-                stdout=sink,
-                stderr=sink,
-                cwd=cwd,
-                pass_fds=keep,
-                start_new_session=True,
-                umask=0o077,
+                os.environ,
+                file_actions=[(os.POSIX_SPAWN_DUP2, its.fileno(), 0), (os.POSIX_SPAWN_DUP2, 2, 1)],
+                setsid=True,
             )
-    except OSError as error:
-        raise HostError(f"{argv[0]} cannot be started: {error.strerror or error}", hint="make doctor") from error
-    return Detached(child)
+        except OSError as error:
+            ours.close()
+            raise HostError(f"{argv[0]} cannot be started: {error.strerror or error}", hint="make doctor") from error
+    return Detached(child, ours)

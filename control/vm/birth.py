@@ -17,8 +17,8 @@ from control.argv import build_argv
 from control.errors import HostError
 from control.paths import InstanceFiles
 from control.process.handle import Keeper, ProcessHandle, start_keeper, start_process
-from control.spec import RawSpec, Spec
 from control.spec.plain import to_plain
+from control.spec.vm_spec import RawSpec, Spec
 from control.vm.instance import Record, read_host_boot_id, remove_stale_files, write_atomically, write_record
 from control.vm.states import State
 

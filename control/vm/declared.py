@@ -16,11 +16,22 @@ from control.errors import ConfigError, ControlError, HostError, ImageError
 from control.host import find_qemu, look_around
 from control.paths import InstanceFiles, cache_directory
 from control.process.run import run
-from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 from control.spec.declaration import DiskDeclaration, ShareDeclaration, VMDeclaration
 from control.spec.fleet import Fleet, build_append, build_words
 from control.spec.network import Forward, Network
-from control.spec.vm_spec import Accelerator, Boot, DiskFormat
+from control.spec.vm_spec import (
+    Accelerator,
+    Boot,
+    DirectBoot,
+    Disk,
+    DiskBoot,
+    DiskFormat,
+    IsoBoot,
+    RawSpec,
+    Share,
+    Spec,
+    VMSpec,
+)
 from control.units import MIB
 from control.vm import media
 from control.vm.ports import check_free, pick_port

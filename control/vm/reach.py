@@ -6,26 +6,23 @@ import contextlib
 import fcntl
 import json
 import os
-import select
 import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from control.errors import ControlError, HostError, StateError, WaitTimeout
 from control.failure import RemoteError
 from control.paths import InstanceFiles, find_instance_files
+from control.vm.hire import hire
 from control.vm.instance import Record, find_running, read_record, write_record
 from control.vm.remote import Remote, find_remote
 from control.vm.states import State
 
 if TYPE_CHECKING:
     from control.process.detach import Detached
-
-_PROGRAM = Path(__file__).with_name("supervise.py")
 
 BUSY_WAIT_S = 20.0
 """How long a VM may be held by a command that starts it, or by a supervisor that ends."""
@@ -37,6 +34,9 @@ REPORT_WAIT_S = 90.0
 """QEMU itself is given 20 s for each of its sockets on a loaded host (`control.vm.vm`)."""
 
 KILL_WAIT_S = 10.0
+
+LOG_LIMIT_BYTES = 1024 * 1024
+"""A supervisor's log begins anew beyond it."""
 
 
 @dataclass(frozen=True)
@@ -215,75 +215,44 @@ def _answers(seen: Seen) -> bool:
 
 
 def start_supervisor(files: InstanceFiles, lock: int, job: Mapping[str, Any]) -> None:
-    """Start a supervisor and wait until its VM runs; the lock goes over to it.
+    """Start a supervisor and wait until its VM runs; raises as `begin` does."""
+    with hire(job["name"], files.directory) as hired:
+        begin(hired, files, lock, job)
+
+
+def begin(hired: Detached, files: InstanceFiles, lock: int, job: Mapping[str, Any]) -> None:
+    """Give a supervisor its job and wait until its VM runs; the lock goes over to it.
 
     Raises:
         RemoteError: The VM could not be started; what the supervisor says of it.
-        HostError: The supervisor could not be started, or ended without a word.
+        HostError: The supervisor ended without a word, or its log cannot be written.
         WaitTimeout: It said nothing in time; it was left alone.
     """
-    with open_supervisor(job["name"], files, lock) as supervisor:
-        supervisor.begin(job)
+    whole = {"directory": str(files.directory), "sockets": str(files.sockets), **job}
+    with _open_log(files) as log:
+        hired.give(json.dumps(whole).encode() + b"\n", (lock, log.fileno()))
+    word = hired.read_line(REPORT_WAIT_S)
+    if word is None:
+        raise WaitTimeout(f"the supervisor of {job['name']}", REPORT_WAIT_S)
+    if not word:
+        raise HostError(
+            f"the supervisor of {job['name']} ended without a word",
+            hint=f"its output is in {files.supervisor_log}",
+        )
+    report = json.loads(word)
+    if "error" in report:
+        raise RemoteError(report["error"])
 
 
-@contextlib.contextmanager
-def open_supervisor(name: str, files: InstanceFiles, lock: int) -> Iterator[Supervisor]:
-    """A supervisor that loads while the body works out what its job is; without one it leaves again.
-
-    Raises:
-        HostError: It could not be started.
-    """
-    from control.process.detach import start_detached
-
-    reading, writing = os.pipe()
+def _open_log(files: InstanceFiles) -> BinaryIO:
+    """Open the supervisor's log. Raises HostError."""
+    path = files.supervisor_log
     try:
-        argv = [sys.executable, "-P", str(_PROGRAM), name, str(files.directory), str(writing), str(lock)]
-        try:
-            detached = start_detached(argv, log=files.supervisor_log, cwd=files.directory, keep=(writing, lock))
-        finally:
-            os.close(writing)
-        with detached:
-            yield Supervisor(files, detached, reading)
-    finally:
-        os.close(reading)
-
-
-class Supervisor:
-    """One that has been started and waits for its job."""
-
-    def __init__(self, files: InstanceFiles, detached: Detached, report: int) -> None:
-        self._files = files
-        self._detached = detached
-        self._report = report
-
-    def begin(self, job: Mapping[str, Any]) -> None:
-        """Give it its job and wait until its VM runs. Raises as `start_supervisor` does."""
-        whole = {"directory": str(self._files.directory), "sockets": str(self._files.sockets), **job}
-        self._detached.give(json.dumps(whole).encode())
-        word = _read_report(self._report)
-        if not word:
-            raise HostError(
-                f"the supervisor of {job['name']} ended without a word",
-                hint=f"its output is in {self._files.supervisor_log}",
-            )
-        report = json.loads(word)
-        if "error" in report:
-            raise RemoteError(report["error"])
-
-
-def _read_report(descriptor: int) -> bytes:
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    deadline = time.monotonic() + REPORT_WAIT_S
-    word = b""
-    while not word.endswith(b"\n"):
-        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise WaitTimeout("the VM's supervisor", REPORT_WAIT_S)
-        piece = os.read(descriptor, 65536)
-        if not piece:
-            break
-        word += piece
-    return word
+        log = path.open("ab" if not path.exists() or path.stat().st_size < LOG_LIMIT_BYTES else "wb")
+        os.fchmod(log.fileno(), 0o600)
+    except OSError as error:
+        raise HostError(f"{path} cannot be written: {error.strerror or error}", hint="make room there") from error
+    return log
 
 
 def kill_directly(runtime: Path, name: str) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 from control.errors import ControlError, HostError
 from control.log import LOG
 from control.paths import InstanceFiles
-from control.spec import Spec
 from control.spec.plain import from_plain
+from control.spec.vm_spec import Spec
 from control.vm.birth import Newborn, start_qemu
 from control.vm.instance import Record, find_running, note_failure, read_record
 from control.vm.report import Report

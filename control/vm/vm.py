@@ -38,7 +38,7 @@ from control.log import LOG
 from control.monitor import Monitor, MonitorEvent, open_monitor
 from control.paths import InstanceFiles
 from control.process.handle import Keeper, ProcessHandle
-from control.spec import Spec
+from control.spec.vm_spec import Spec
 from control.units import format_size
 from control.vm.birth import Newborn, start_qemu
 from control.vm.instance import Record, remove_stale_files, write_record

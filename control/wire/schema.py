@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jsonschema_rs
-
 from control.paths import SCHEMAS
+
+# Nothing is checked while a VM starts, so the library, which takes 10 ms to load, comes with the first check.
 
 
 @functools.cache
@@ -16,6 +16,8 @@ def get_validator(name: str) -> Any:
 
     The library's type for a validator is private, hence `Any`; it has `is_valid(value)` and `iter_errors(value)`.
     """
+    import jsonschema_rs
+
     return jsonschema_rs.validator_for((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -24,6 +26,8 @@ def explain(name: str, value: object) -> str:
 
     It looks for the first fault only: to list all that a hostile value has can take many seconds.
     """
+    import jsonschema_rs
+
     try:
         if get_validator(name).is_valid(value):
             return ""

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from control.spec import DirectBoot
+from control.spec.vm_spec import DirectBoot
 from control.vm.vm import VM
 from tests.bench import qemu_ga
 from tests.bench.figures import Figure, Samples, Target

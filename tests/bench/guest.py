@@ -21,7 +21,7 @@ from control.launch.prepare import prepare
 from control.launch.session import View
 from control.paths import InstanceFiles, open_instance_files, runtime_directory
 from control.simple_vm_launcher import ConsoleView
-from control.spec import VMSpec
+from control.spec.vm_spec import VMSpec
 from control.vm.instance import remove_stale_files
 from control.vm.listener import Carrier
 from control.vm.vm import VM, open_vm

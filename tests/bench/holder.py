@@ -16,7 +16,7 @@ from typing import Any
 
 from control.console.sink import OutputSink, open_output_sink
 from control.paths import InstanceFiles
-from control.spec import DirectBoot, Disk, VMSpec
+from control.spec.vm_spec import DirectBoot, Disk, VMSpec
 from control.vm.listener import Carrier, Listener
 from control.vm.vm import open_vm
 from control.wire import Message

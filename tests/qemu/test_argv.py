@@ -18,8 +18,8 @@ from control.argv import build_argv
 from control.errors import ConfigError, LaunchError
 from control.monitor import Monitor
 from control.paths import open_instance_files
-from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 from control.spec.network import Forward, Network
+from control.spec.vm_spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 from control.units import MIB
 from control.vm.vm import open_vm
 from tests.qemu.ear import Ear

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import pytest
 from control.errors import EXIT_ERROR, EXIT_QEMU_DIED, EXIT_USAGE
 from control.paths import ROOT, find_instance_files
 from control.units import MIB
+from control.vm.hire import hire
 from control.wire.schema import explain
 from tests.qemu.fleets import COMMAND, WITHIN_S, Desk, end_at_once, finish, is_alive, open_desk
 
@@ -144,6 +146,46 @@ def test_a_supervisor_that_was_killed_is_replaced_and_its_vm_runs_on(desk: Desk)
     assert after["supervisor_pid"] != before["supervisor_pid"]
     desk.run("resume", "one")
     assert desk.status("one")["runstate"] == "running"
+
+
+def test_a_supervisor_without_a_job_leaves(desk: Desk) -> None:
+    desk.declare("one")
+    assert desk.run("start", "onne").exit_code == EXIT_USAGE  # they are hired before the file is read
+    desk.wait_until_gone()
+    desk.start("one")
+    before = sorted(desk.processes())
+    assert "already running" in desk.run("start", "one").stderr
+    deadline = time.monotonic() + WITHIN_S
+    while sorted(desk.processes()) != before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert sorted(desk.processes()) == before
+
+
+@pytest.mark.parametrize("said", [b"", b'{"name": "one", "adopt": fal'])
+def test_a_supervisor_whose_starter_was_killed_holds_nothing(desk: Desk, said: bytes) -> None:
+    desk.declare("one")
+    desk.start("one")
+    assert desk.run("kill", "one").exit_code == 0
+    files = desk.files("one")
+    with hire("one", files.directory) as hired, files.lock.open() as lock, files.supervisor_log.open("ab") as log:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if said:
+            hired.give(said, (lock.fileno(), log.fileno()))
+    desk.wait_until_gone()
+    assert files.supervisor_log.read_bytes() == b"" and desk.status("one")["state"] == "STOPPED"
+    desk.start("one")
+
+
+def test_a_supervisor_keeps_nothing_open_that_its_starter_was_given(desk: Desk) -> None:
+    desk.declare("one")
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    argv = [*COMMAND, "start", "--paused", "one"]
+    subprocess.run(argv, cwd=desk.directory, check=True, close_fds=False, capture_output=True, timeout=WITHIN_S)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == b""  # its end comes though the VM runs
+    assert is_alive(desk.status("one")["pid"])
 
 
 def test_a_guest_that_was_not_let_run_is_not_let_run_by_another_supervisor(desk: Desk) -> None:

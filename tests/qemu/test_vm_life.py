@@ -21,7 +21,7 @@ from control.errors import EXIT_QEMU_DIED, ControlError, LaunchError, MonitorErr
 from control.monitor import open_monitor
 from control.paths import InstanceFiles, open_instance_files
 from control.process.handle import ProcessHandle
-from control.spec import Disk, DiskBoot, VMSpec
+from control.spec.vm_spec import Disk, DiskBoot, VMSpec
 from control.units import MIB
 from control.vm import shutdown
 from control.vm.instance import claim_instance, find_running, read_record

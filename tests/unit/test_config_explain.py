@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from control.argv import build_argv
 from control.paths import InstanceFiles
-from control.spec import DirectBoot, Disk, Share, VMSpec
 from control.spec.qemu_options import DEVICES, FLAGS, OPTIONS, explain
+from control.spec.vm_spec import DirectBoot, Disk, Share, VMSpec
 
 
 def test_every_option_of_qemu_has_its_sentence(need: Callable[[str], None]) -> None:

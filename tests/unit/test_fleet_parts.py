@@ -22,10 +22,10 @@ from control.console.follow import follow
 from control.errors import EXIT_USAGE, ConfigError, LaunchError, WaitTimeout
 from control.failure import RemoteError, build_failure
 from control.paths import ROOT
-from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 from control.spec.network import Forward, Network
 from control.spec.plain import from_plain, to_plain
 from control.spec.tomlfile import ConfigFileError
+from control.spec.vm_spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 from control.units import MIB
 from control.vm.rpc import INPUT_WINDOW_BYTES, Call
 from control.vm.service import VIEWER_BACKLOG_BYTES, Viewer

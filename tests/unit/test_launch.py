@@ -30,7 +30,7 @@ from control.launch.session import View, _Watcher
 from control.launch.terminal import open_terminal, read_ready
 from control.launch.until import LINE_LIMIT_BYTES, UntilMatcher
 from control.paths import ROOT, InstanceFiles, open_instance_files
-from control.spec import DirectBoot, Disk, DiskBoot, IsoBoot, VMSpec
+from control.spec.vm_spec import DirectBoot, Disk, DiskBoot, IsoBoot, VMSpec
 from control.units import GIB, MIB, TIB
 from control.vm import media as check
 from control.wire import build_message
