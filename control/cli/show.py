@@ -115,6 +115,8 @@ def _to_text(found: dict[str, Any]) -> str:
     if found["pid"]:
         rows.append(("pid", str(found["pid"])))
         rows.append(("agent", "ready" if found["agent_ready"] else "no answer yet" if found["has_agent"] else "none"))
+    if found["restarts"]:
+        rows.append(("started", f"again, {found['restarts']} times" if found["restarts"] > 1 else "again, once"))
     if found["ssh"] and found["ssh"]["port"]:
         rows.append(("ssh", f"port {found['ssh']['port']}"))
     if found["limits"]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from control.errors import ControlError
+from control.log import LOG, write_log
 from control.paths import InstanceFiles
 from control.spec.plain import from_plain
 from control.vm.birth import Newborn, start_qemu
@@ -52,8 +53,6 @@ def main() -> int:
         report.tell_failure(error)
         return error.exit_code
     except Exception as error:
-        from control.log import LOG
-
         LOG.exception("the supervisor failed")
         report.tell_failure(ControlError(f"an error of ours: {error!r}", hint="please report it"))
         return 1
@@ -79,6 +78,7 @@ def _take_job(peer: socket.socket) -> dict[str, Any] | None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    write_log()
     job: dict[str, Any] = json.loads(word)
     os.chdir(job["directory"])
     return job

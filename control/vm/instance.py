@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +15,7 @@ from control.errors import ControlError, HostError, StateError
 from control.log import LOG
 from control.paths import InstanceFiles, find_instance_files, open_instance_files
 from control.process.handle import ProcessHandle, find_process
+from control.units import format_duration
 from control.vm.states import State
 
 PID_MAX = 2**22
@@ -81,11 +82,27 @@ def write_record(files: InstanceFiles, record: Record) -> None:
 
 def note_failure(files: InstanceFiles, error: ControlError) -> None:
     """Keep with an instance that does not run what it failed of: the next `status` tells."""
-    LOG.info("%s: %s", files.directory.name, error)
+    LOG.info("%s", error)
+    _note(files, lambda record: replace(record, state=State.FAILED.value, note=str(error)[:NOTE_LENGTH_MAX]))
+
+
+@contextlib.contextmanager
+def note_restart(files: InstanceFiles, pause_s: float) -> Iterator[None]:
+    """Keep with an instance that does not run, for the body, that it soon will again."""
+    told = f"it is started again after {format_duration(pause_s)}"
+    LOG.info("%s", told)
+    _note(files, lambda record: replace(record, note="; ".join(filter(None, (record.note, told)))))
+    try:
+        yield
+    finally:
+        _note(files, lambda record: replace(record, note=record.note.removesuffix(told).removesuffix("; ")))
+
+
+def _note(files: InstanceFiles, change: Callable[[Record], Record]) -> None:
     with contextlib.suppress(ControlError):  # the disk may be what failed
         record = read_record(files)
         if record is not None and record.state in (State.FAILED.value, State.STOPPED.value):
-            write_record(files, replace(record, state=State.FAILED.value, note=str(error)[:NOTE_LENGTH_MAX]))
+            write_record(files, change(record))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

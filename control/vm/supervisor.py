@@ -19,7 +19,7 @@ from control.paths import InstanceFiles
 from control.spec.plain import from_plain
 from control.spec.vm_spec import Spec
 from control.vm.birth import Newborn, start_qemu
-from control.vm.instance import Record, find_running, note_failure, read_record
+from control.vm.instance import Record, find_running, note_failure, note_restart, read_record
 from control.vm.report import Report
 from control.vm.rpc import serve
 from control.vm.service import Fan, Service
@@ -68,9 +68,11 @@ class Supervisor:
                 return
             if time.monotonic() - started > CALM_S:
                 pause_s = BACKOFF_FIRST_S
-            LOG.info("%s ended (%s); it is started again in %g s", self._name, ending.how, pause_s)
-            if not await self._pause(pause_s):
-                return
+            if ending.error is None:
+                LOG.info("%s", ending.how)
+            with note_restart(self._files, pause_s):
+                if not await self._pause(pause_s):
+                    return
             pause_s = min(pause_s * 2, BACKOFF_MAX_S)
             self._service.restarts += 1
             self._adopts = False

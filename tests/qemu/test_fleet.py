@@ -282,13 +282,41 @@ def test_it_is_started_again_when_it_fails(desk: Desk) -> None:
     desk.start("one")
     first = desk.status("one")
     end_at_once(first["pid"])
+    wait_for(lambda: "started again after 1.0 s" in desk.status("one")["note"], "the pause")
     wait_for(lambda: desk.status("one")["pid"] not in (None, first["pid"]), "the second run")
     again = desk.status("one")
-    assert again["restarts"] == 1
+    assert (again["restarts"], again["note"]) == (1, "")
     assert again["supervisor_pid"] == first["supervisor_pid"]
     end_at_once(again["pid"])
+    wait_for(lambda: "started again after 2.0 s" in desk.status("one")["note"], "the longer pause")
     assert desk.ask("stop", "stop", "one")["vms"][0]["error"] is None, "also between two runs"
     desk.wait_until_gone()
+    assert "started again" not in desk.status("one")["note"]
+    assert b"SIGKILL" in desk.files("one").supervisor_log.read_bytes()
+
+
+@pytest.mark.parametrize(("policy", "again"), [("always", True), ("on-failure", False)])
+def test_a_guest_that_shuts_down_is_started_again_where_it_always_is(desk: Desk, policy: str, again: bool) -> None:
+    desk.declare("one", more=f'restart = "{policy}"\n')
+    desk.start("one")
+    pid = desk.status("one")["pid"]
+    # What QEMU ends with when the guest has powered itself off, and nothing in this boot sector could do that.
+    assert desk.run("qmp", "one", "quit").exit_code == 0
+    wait_for(lambda: not is_alive(pid), "its end")
+    if again:
+        wait_for(lambda: desk.status("one")["pid"] not in (None, pid), "the second run")
+        assert desk.run("kill", "one").exit_code == 0
+    desk.wait_until_gone()
+    assert desk.status("one")["state"] == "STOPPED"
+
+
+@pytest.mark.parametrize(("line", "mode"), [("", "2"), ("sandbox = true\n", "2"), ("sandbox = false\n", "0")])
+def test_qemu_runs_in_its_own_sandbox(desk: Desk, line: str, mode: str) -> None:
+    """What the kernel itself says: mode 2 is a filter of system calls (proc(5), "Seccomp")."""
+    desk.declare("one", more=line)
+    desk.start("one")
+    told = Path(f"/proc/{desk.status('one')['pid']}/status").read_text()
+    assert f"\nSeccomp:\t{mode}\n" in told
 
 
 def interleave(desk: Desk, count: int, seed: int) -> None:
