@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_KEYS = "ISO|DISK|KERNEL|INITRD|SHARE|MEMORY|CPUS|ACCEL"
+_KEYS = "ISO|IMAGE|DISK|KERNEL|INITRD|SHARE|MEMORY|CPUS|ACCEL"
 _WORDS = (
     # What has no counterpart goes with the words around it.
     (re.compile(r"; --no-boot-watch lets it go on"), ""),

@@ -289,7 +289,7 @@ class _Builder:
     def choose_disks(self) -> tuple[Disk, ...]:
         disks = [self._choose_disk(disk) for disk in self._vm.disks]
         if self._base is not None:
-            self._base_format = media.check_disk(self._base, is_written=False)
+            self._base_format = media.check_disk(self._base, is_written=False, key="IMAGE")
             disks.insert(0, Disk(self._files.overlay, "qcow2"))
         elif self._is_builtin and not disks:
             disks.append(Disk(self._files.data_disk, "qcow2", serial=DATA_DISK_SERIAL))

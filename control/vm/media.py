@@ -48,16 +48,17 @@ def check_initrd(path: Path) -> Path:
     return path
 
 
-def check_disk(path: Path, *, is_written: bool = True) -> DiskFormat:
+def check_disk(path: Path, *, is_written: bool = True, key: str = "DISK") -> DiskFormat:
     """Return the format of the disk image at `path`.
 
     Args:
         is_written: The VM may write to it.
+        key: What the user named it with.
 
     Raises:
         ImageError: It is missing, unreadable, read-only, empty, or of a format QEMU should not write.
     """
-    head = _read_head(path, "DISK")
+    head = _read_head(path, key)
     if is_written and not os.access(path, os.W_OK):
         raise ImageError(f"{path} cannot be written", hint="a guest writes to its disk: chmod u+w, or make a copy")
     if head.startswith(QCOW2_MAGIC):

@@ -560,10 +560,12 @@ def test_a_path_longer_than_an_address(desk: Desk) -> None:
     shutil.rmtree(sockets)
 
 
-def test_an_image_that_is_missing(desk: Desk) -> None:
-    desk.write('[vm.one]\niso = "none.iso"\naccel = "tcg"\n')
+@pytest.mark.parametrize("key", ["iso", "image", "disk"])
+def test_an_image_that_is_missing(desk: Desk, key: str) -> None:
+    desk.write(f'[vm.one]\n{key} = "./none.img"\naccel = "tcg"\n')
     error = desk.ask("start", "start", "one")["vms"][0]["error"]
-    assert "none.iso" in error["message"] and "vm.one" in error["message"] and "ISO=" not in error["hint"]
+    assert "none.img" in error["message"] and "vm.one" in error["message"]
+    assert error["hint"] == f"look at {key}"
 
 
 def test_an_image_is_not_written_to(desk: Desk) -> None:
