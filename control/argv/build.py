@@ -8,7 +8,6 @@ Source: QEMU's own `-help` and manual (system/invocation), version 7.2.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -260,14 +259,19 @@ def _pick_group(realm: str, lan: str) -> str:
 
     Source: RFC 2365, section 6.2: 239.192.0.0/14 is for an organisation's own use.
     """
-    digest = hashlib.sha256(f"{realm}\0{lan}".encode("utf-8", "surrogateescape")).digest()
+    digest = _digest(f"{realm}\0{lan}")
     return f"239.{192 + digest[0] % 4}.{digest[1]}.{digest[2]}:{20000 + int.from_bytes(digest[3:5]) % 10000}"
 
 
 def _pick_mac(spec: Spec, index: int) -> str:
     """An address for a card that stays the same from start to start; 52:54:00 is QEMU's own prefix."""
-    digest = hashlib.sha256(f"{spec.realm}\0{spec.name}\0{index}".encode("utf-8", "surrogateescape")).hexdigest()
-    return f"52:54:00:{digest[:2]}:{digest[2:4]}:{digest[4:6]}"
+    return "52:54:00:" + _digest(f"{spec.realm}\0{spec.name}\0{index}")[:3].hex(":")
+
+
+def _digest(text: str) -> bytes:
+    import hashlib  # few VMs have such a card, and it is slow to load
+
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 def _display(display: str) -> Rows:

@@ -45,7 +45,6 @@ from control.vm.instance import Record, remove_stale_files, write_record
 from control.vm.journal import open_journal
 from control.vm.listener import Listener
 from control.vm.logs import bound_logs
-from control.vm.qemu_words import explain_words
 from control.vm.screen import read_text_screen
 from control.vm.shutdown import shut_down
 from control.vm.sockets import connect_socket
@@ -512,6 +511,8 @@ class VM:
             self._end(Ending("QEMU died", self._death(return_code)))
 
     def _death(self, return_code: int | None) -> ControlError:
+        from control.vm.qemu_words import explain_words  # few VMs end like this
+
         tail = self._qemu_log_tail()
         explanation = explain_words(tail)
         argv = json.loads(self.files.argv.read_bytes()) if self.files.argv.exists() else ()

@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
             print(f"{entry.name:<12}{entry.summary}")
         return 0
     os.environ["NO_COLOR"] = "1"  # what is shown is compared byte for byte
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # elsewhere Python compiles each module once, and not every time
     # Short, because an AF_UNIX address holds 107 bytes; private, because sockets lie in it.
     directory = Path(tempfile.mkdtemp(prefix="ub-", dir="/tmp"))
     settings = Settings(
