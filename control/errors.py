@@ -104,7 +104,15 @@ class MonitorError(ControlError):
 
 
 class ConsoleError(ControlError):
-    """A console could not be reached, read or written."""
+    """A console could not be reached, read or written; holds what it said last, where that tells something."""
+
+    def __init__(self, message: str, *, seen: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.seen = tuple(seen)
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        return self.seen
 
 
 class AgentProtocolError(ControlError):

@@ -76,6 +76,47 @@ class InstanceFiles:
         return self.directory / "hvc0"
 
     @property
+    def shell_log(self) -> Path:
+        """What the shell says that the agent has opened for `console --console shell`."""
+        return self.directory / "shell"
+
+    @property
+    def serial_typed(self) -> Path:
+        """A FIFO of what is typed on the serial console."""
+        return self.directory / "serial.in"
+
+    @property
+    def hvc0_typed(self) -> Path:
+        return self.directory / "hvc0.in"
+
+    @property
+    def serial_times(self) -> Path:
+        """When the serial console said what, and what was typed on it."""
+        return self.times_of(self.serial_log)
+
+    @property
+    def hvc0_times(self) -> Path:
+        return self.times_of(self.hvc0_log)
+
+    @staticmethod
+    def times_of(log: Path) -> Path:
+        """The recording that belongs to a console's log."""
+        return log.with_name(f"{log.name}.times")
+
+    @property
+    def console_logs(self) -> dict[str, Path]:
+        """The log of each console, by the name the guest has for it."""
+        return {"ttyS0": self.serial_log, "hvc0": self.hvc0_log, "shell": self.shell_log}
+
+    @property
+    def consoles(self) -> tuple[tuple[Path, Path, Path], ...]:
+        """Of each console its log, its FIFO, and a link to the log, under which QEMU's `pipe` device looks for it."""
+        return (
+            (self.serial_log, self.serial_typed, self.directory / "serial.out"),
+            (self.hvc0_log, self.hvc0_typed, self.directory / "hvc0.out"),
+        )
+
+    @property
     def messages(self) -> Path:
         return self.directory / "messages.jsonl"
 
@@ -91,8 +132,8 @@ class InstanceFiles:
 
     @property
     def logs(self) -> tuple[Path, ...]:
-        """The files QEMU writes for as long as it runs."""
-        return (self.serial_log, self.hvc0_log, self.qemu_log, self.qemu_output)
+        """The files that are written for as long as QEMU runs, without end."""
+        return (self.serial_log, self.hvc0_log, self.shell_log, self.qemu_log, self.qemu_output)
 
     @property
     def data_disk(self) -> Path:
@@ -109,14 +150,6 @@ class InstanceFiles:
     @property
     def monitor_socket(self) -> Path:
         return self.sockets / "monitor.socket"
-
-    @property
-    def serial_socket(self) -> Path:
-        return self.sockets / "serial.socket"
-
-    @property
-    def hvc0_socket(self) -> Path:
-        return self.sockets / "hvc0.socket"
 
     @property
     def agent_socket(self) -> Path:
@@ -155,11 +188,14 @@ class InstanceFiles:
         return (
             self.qmp_socket,
             self.monitor_socket,
-            self.serial_socket,
-            self.hvc0_socket,
             self.agent_socket,
             self.bulk_socket,
         )
+
+    @property
+    def fleeting(self) -> tuple[Path, ...]:
+        """What only a QEMU that runs needs."""
+        return (*self.all_sockets, self.pid)
 
 
 def check_instance_name(name: str) -> str:

@@ -130,7 +130,7 @@ def _consoles(spec: VMSpec, files: InstanceFiles) -> Rows:
         rows.append(_ports())
     if spec.hvc0:
         rows += [
-            ("-chardev", _socket("hvc0", files.hvc0_socket, log=files.hvc0_log)),
+            ("-chardev", _console("hvc0", files.hvc0_log)),
             ("-device", _json(driver="virtconsole", bus="ports.0", chardev="hvc0")),
         ]
     return rows
@@ -138,7 +138,7 @@ def _consoles(spec: VMSpec, files: InstanceFiles) -> Rows:
 
 def _serial(files: InstanceFiles) -> Rows:
     return [
-        ("-chardev", _socket("serial", files.serial_socket, log=files.serial_log)),
+        ("-chardev", _console("serial", files.serial_log)),
         ("-serial", "chardev:serial"),
     ]
 
@@ -286,9 +286,17 @@ def _share(share: Share) -> Rows:
     ]
 
 
-def _socket(identifier: str, path: Path, *, log: Path | None = None) -> str:
-    words = f"socket,id={identifier},path={_escape(str(path))},server=on,wait=off"
-    return f"{words},logfile={_escape(str(log))},logappend=off" if log else words
+def _socket(identifier: str, path: Path) -> str:
+    return f"socket,id={identifier},path={_escape(str(path))},server=on,wait=off"
+
+
+def _console(identifier: str, log: Path) -> str:
+    """A console that is a file, LOG, and is typed on through a FIFO, LOG.in; see `control.vm.birth`.
+
+    QEMU opens both for reading and writing (chardev/char-pipe.c): so it never finds the FIFO at its end, though nobody
+    may hold it open. And a file never refuses what is written, so nothing is tried twice.
+    """
+    return f"pipe,id={identifier},path={_escape(str(log))}"
 
 
 def _raw_file(node: str, path: Path | None, *, read_only: bool) -> str:

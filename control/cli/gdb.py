@@ -18,7 +18,7 @@ from control.paths import InstanceFiles, open_instance_files
 from control.process.foreground import Foreground, start_foreground
 from control.process.handle import read_start_ticks
 from control.spec.fleet import get_vm
-from control.vm.birth import build_record
+from control.vm.birth import build_record, lay_consoles
 from control.vm.declared import Planned
 from control.vm.instance import remove_stale_files, write_atomically, write_record
 from control.vm.reach import claim, hold, look, start_supervisor
@@ -49,12 +49,12 @@ def gdb(desk: Desk) -> int:
             raise HostError(f"{name} has just been started by somebody else", hint=f"unhinged gdb {name}")
         planned = desk.plan(name)
         remove_stale_files(files)
+        lay_consoles(files)
         argv = list(build_argv(planned.spec, files))
         write_atomically(files.argv, json.dumps(argv, indent=1).encode())
         desk.note(f"{name}: type run; then `unhinged status {name}` and the rest work from another terminal")
-        child = stack.enter_context(
-            start_foreground([program, *_options(), *desk.options.words, "--args", *argv], cwd=planned.directory(files))
-        )
+        words = [program, *_options(), *desk.options.words, "--args", *argv]
+        child = stack.enter_context(start_foreground(words, cwd=planned.directory(files)))
         pid = 0
         while (pid := _wait_for_qemu(child, files, pid)) > 0:
             if lock is None:  # not its first run under this gdb
@@ -88,7 +88,10 @@ def _hand_over(desk: Desk, name: str, files: InstanceFiles, planned: Planned, pi
     vm = get_vm(desk.fleet, name)
     record = build_record(planned.spec, files, pid, read_start_ticks(pid) or 0, ports=planned.ports, restart=vm.restart)
     try:
+        for log, _, _ in files.consoles:
+            files.times_of(log).unlink(missing_ok=True)
+            os.truncate(log, 0)  # the guest has not run yet: what is in it is of the run before, under the same gdb
         write_record(files, record)
         start_supervisor(files, lock, {"name": name, "adopt": True})
-    except ControlError as error:
+    except (ControlError, OSError) as error:
         desk.note(f"{name} has no supervisor: {error}")

@@ -16,7 +16,7 @@ from control.cli.desk import Desk, printable
 from control.console.follow import follow
 from control.errors import StateError
 from control.vm.instance import find_running
-from control.vm.reach import connect, look
+from control.vm.reach import look
 
 PIECE_BYTES = 1 << 20
 SHOWN_MAX_BYTES = 16 << 20
@@ -25,8 +25,9 @@ SHOWN_MAX_BYTES = 16 << 20
 FEW_LINES = 10
 """What is shown of the console and of QEMU's outputs where no number is given, as qqmgr does."""
 
-HISTORY_BYTES = 64 * 1024
-"""What a console shows of the time before somebody came to it."""
+CONSOLE_DEFAULTS = {"console": "ttyS0", "steal": False, "read_only": False, "no_history": False, "since": None,
+                    "grep": None, "until": None, "timeout": None}  # fmt: skip
+"""What `console` has without options."""
 
 Write = Callable[[bytes], None]
 
@@ -48,15 +49,11 @@ def serial(desk: Desk) -> int:
     options = desk.options
     if options.follow or options.lines is not None or desk.is_json or not (os.isatty(0) and os.isatty(1)):
         return _show(desk, "serial", _few(desk))
-    from control.cli.stream import Streaming
+    from control.cli.console import console
 
-    name = desk.check_name(options.name)
-    with connect(desk.runtime, name) as remote:
-        desk.note(f"the console of {name}; Ctrl-] leaves it, Ctrl-] twice types one")
-        streaming = Streaming(remote, reads_stdin=True, is_terminal=True, leaves_at_escape=True)
-        result = streaming.run("serial", {"history_bytes": HISTORY_BYTES})
-    desk.note(f"{name}: {result['how']}")
-    return 0
+    for option, value in CONSOLE_DEFAULTS.items():
+        setattr(options, option, value)
+    return console(desk)
 
 
 def messages(desk: Desk) -> int:

@@ -16,6 +16,7 @@ _SPLIT_AT_DASHES = ("exec", "ssh", "gdb")
 """Commands whose last words are a command line of their own."""
 
 WAITS = ("running", "boot", "agent", "ssh")
+CONSOLES = ("ttyS0", "hvc0", "shell")
 LOGS = ("serial", "hvc0", "qemu", "stdout", "messages", "supervisor")
 
 
@@ -93,6 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--details", default="{}", metavar="JSON")
     sub.add_argument("--timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
+    sub = add_one("console", "console:console", "be at a console; Ctrl-] opens a prompt, and leaves")
+    _add_console_options(sub)
+
     for name, summary in (
         ("logs", "show what the VM has written"),
         ("serial", "be at the VM's console; without a terminal, or with -n or -f, show the end of it"),
@@ -105,6 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("-n", "--lines", type=_count, metavar="N", help="only the last lines")
         if name == "logs":
             sub.add_argument("--log", choices=LOGS, default="serial")
+    sub = add_one("cast", "recording:cast", "write a console's recording as asciinema plays it: cast NAME [FILE]")
+    sub.add_argument("file", metavar="FILE", nargs="?", default="-", help="where to (stdout)")
+    _add_recording_options(sub)
+    sub = add_one("replay", "recording:replay", "play a console's recording in this terminal; q ends it")
+    sub.add_argument("--speed", type=_speed, default=1.0, metavar="N", help="so many times as fast; 0: at once")
+    sub.add_argument("--idle-limit", type=_seconds, metavar="SECONDS", help="cut silences that are longer to this")
+    _add_recording_options(sub)
     sub = add_one("qmp", "machine:qmp", "run a QMP command")
     sub.add_argument("qmp_command", metavar="COMMAND")
     sub.add_argument("arguments", nargs="?", default="{}", metavar="JSON")
@@ -144,6 +155,31 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("shell", choices=("bash", "zsh", "fish"))
     add("version", "configuration:version", "say which versions this is made of")
     return parser
+
+
+def _add_recording_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--console", choices=CONSOLES, default="ttyS0", help="which one")
+    sub.add_argument("--from", dest="mark", metavar="MARK", help="from this phase of the boot or message on")
+
+
+def _speed(text: str) -> float:
+    speed = float(text)
+    if not 0 <= speed <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a speed")
+    return speed
+
+
+def _add_console_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--console", default="", metavar="CONSOLE", help="ttyS0, hvc0, or shell (the first it has)")
+    who = sub.add_mutually_exclusive_group()
+    who.add_argument("--steal", action="store_true", help="take the keyboard from whoever has it")
+    who.add_argument("--read-only", action="store_true", help="do not type")
+    history = sub.add_mutually_exclusive_group()
+    history.add_argument("--no-history", action="store_true", help="show only what comes from now on")
+    history.add_argument("--since", metavar="WHEN", help="begin with: start, 90s, 10m, 2h, or a marker (kernel)")
+    sub.add_argument("--grep", metavar="REGEX", help="only show lines that match, as plain text; do not type")
+    sub.add_argument("--until", metavar="REGEX", help="leave once it has said this")
+    sub.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after so long")
 
 
 def _seconds(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Carries a call's bytes between our standard streams and a supervisor (floor 4); `exec` and `serial` use it."""
+"""Carries a call's bytes between our standard streams and a supervisor (floor 4); `exec` uses it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import tty
 from collections.abc import Iterator
 from typing import Any
 
-from control.console.escape import ESCAPE_KEY
 from control.errors import StateError
 from control.vm.remote import Remote, decode_output, encode_input, read_answer
 
@@ -47,11 +46,8 @@ class Collected:
 class Streaming:
     """One call whose output is shown as it comes, and which reads what we read."""
 
-    def __init__(self, remote: Remote, *, reads_stdin: bool, is_terminal: bool, leaves_at_escape: bool = False) -> None:
+    def __init__(self, remote: Remote, *, reads_stdin: bool, is_terminal: bool) -> None:
         self._remote = remote
-        self._leaves_at_escape = leaves_at_escape
-        self._is_escaping = False
-        self._has_left = False
         self._call = 0
         self._outstanding = 0
         self._is_terminal = is_terminal and os.isatty(0)
@@ -62,8 +58,6 @@ class Streaming:
 
     def run(self, method: str, params: dict[str, Any], collected: Collected | None = None) -> dict[str, Any]:
         """Make the call and return its result; Ctrl-C goes to the program, the second one ends the call as well.
-
-        Where the escape key leaves, there is no result of the call then, but `{"how": "left"}`.
 
         Raises:
             RemoteError: It failed.
@@ -95,8 +89,6 @@ class Streaming:
                 for key, _ in selector.select(0.25 if self._is_terminal else None):
                     if key.fileobj == 0:
                         self._read_stdin()
-                        if self._has_left:
-                            return {"how": "left"}
                     elif not self._remote.receive():
                         raise StateError(
                             "the VM's supervisor has gone in the middle of this",
@@ -127,36 +119,13 @@ class Streaming:
             data = b""  # a terminal whose other end is gone
         if not data:
             self._reads = False
-        elif self._leaves_at_escape:
-            data = self._take_escapes(data)
-            if not data:
-                return
         self._outstanding += len(data)
         self._remote.notify("input", call=self._call, data=encode_input(data), end=not data)
-
-    def _take_escapes(self, data: bytes) -> bytes:
-        """Return what of it goes on; the escape key is one key back once it was typed, and typed twice it is itself."""
-        kept = bytearray()
-        for byte in data:
-            if self._is_escaping:
-                self._is_escaping = False
-                self._has_left = byte != ESCAPE_KEY
-                if self._has_left:
-                    break
-                kept.append(byte)
-            elif byte == ESCAPE_KEY:
-                self._is_escaping = True
-                _write(2, b"\r\nunhinged: any key leaves, Ctrl-] types one\r\n")
-            else:
-                kept.append(byte)
-        return bytes(kept)
 
     def _take(self, message: dict[str, Any], collected: Collected | None) -> None:
         params = message.get("params", {})
         if message.get("method") == "taken":
             self._outstanding -= params["bytes"]
-        elif message.get("method") == "missed":
-            _write(2, b"\r\nunhinged: %d bytes of the console were left out here\r\n" % params["bytes"])
         elif message.get("method") == "output":
             data = decode_output(params)
             if collected is not None:

@@ -1,55 +1,86 @@
-"""One console of a guest, as a stream of bytes both ways (floor 2); `control.vm` opens it, the faces read it."""
+"""What one console of a guest says (floor 2); `control.vm` opens it. What is typed on it goes through `typed`.
+
+QEMU itself writes it into a file. So the file is the console, byte for byte, whoever comes and goes and is killed, and
+nobody who reads it can hold the guest up.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator
+import contextlib
+import os
+from collections.abc import AsyncGenerator
+from pathlib import Path
 
-from control.errors import ConsoleError
+from control.errors import HostError
 
 CHUNK_BYTES = 256 * 1024
 """Read at once: large enough that a burst costs few system calls, small enough to stay responsive."""
 
+LOOK_S = 5.0
+"""Some file systems (those of a network among them) tell of no change."""
+
 
 class ConsoleChannel:
-    """The socket of a QEMU character device. Not thread-safe; one reader, any number of writers."""
+    """A console of a VM. Not thread-safe; one reader.
 
-    def __init__(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        self._connection = connection
-        self._write_lock = asyncio.Lock()
+    Args:
+        log: The file of what the guest says.
+        position: Where in the file to begin to read; None for its end.
+
+    Raises:
+        HostError: The file cannot be opened.
+    """
+
+    def __init__(self, log: Path, *, position: int | None = 0) -> None:
+        try:
+            self._log = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"the console's log {log} cannot be read: {error.strerror}") from error
+        os.lseek(self._log, position or 0, os.SEEK_SET if position is not None else os.SEEK_END)
+        self._came = asyncio.Event()
+        self._is_whole = False
 
     def close(self) -> None:
-        """Hang up; QEMU goes on and keeps writing its log."""
-        self._connection.close()
+        """Let go of the file; the guest goes on."""
+        os.close(self._log)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield what the guest wrote, unchanged and complete, until QEMU hangs up.
+    @property
+    def position(self) -> int:
+        """Where in the file the next chunk begins."""
+        return os.lseek(self._log, 0, os.SEEK_CUR)
 
-        Nothing is read ahead: while the consumer is busy QEMU waits, and so does the guest's serial line.
-        """
+    def finish(self) -> None:
+        """Nobody will write any more: `chunks` ends once all was read."""
+        self._is_whole = True
+        self._came.set()
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield what the guest wrote, unchanged and complete, as it comes. Raises HostError."""
+        from control.console.follow import open_watch  # it loads what costs more than a start has time for
+
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                chunk = await loop.sock_recv(self._connection, CHUNK_BYTES)
-            except ConnectionResetError:
-                return  # QEMU was killed
-            if not chunk:
-                return
-            yield chunk
-            # A guest that always has more to say would otherwise be all this event loop ever sees.
-            await asyncio.sleep(0)
+        watch = open_watch(self._log)
+        try:
+            loop.add_reader(watch, self._take_change, watch)
+            while True:
+                # Both looked at before the file is: what is written after that is told of again.
+                self._came.clear()
+                is_whole = self._is_whole
+                while chunk := os.read(self._log, CHUNK_BYTES):
+                    yield chunk
+                    # A guest that always has more to say would otherwise be all this event loop ever sees.
+                    await asyncio.sleep(0)
+                if is_whole:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await self._came.wait()
+        finally:
+            loop.remove_reader(watch)
+            os.close(watch)
 
-    async def write(self, data: bytes) -> None:
-        """Type `data` on the console; returns when QEMU has taken all of it.
-
-        Raises:
-            ConsoleError: QEMU hung up; how much of `data` arrived is unknown.
-        """
-        loop = asyncio.get_running_loop()
-        async with self._write_lock:
-            try:
-                await loop.sock_sendall(self._connection, data)
-            except OSError as error:
-                raise ConsoleError("the console is gone: QEMU hung up", hint="is the VM still running?") from error
+    def _take_change(self, watch: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(watch, CHUNK_BYTES)
+        self._came.set()

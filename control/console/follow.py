@@ -26,7 +26,7 @@ def follow(descriptor: int, writer: int) -> Iterator[bytes]:
     Raises:
         HostError: The kernel cannot tell of changes of the file.
     """
-    watch = _open_watch(descriptor)
+    watch = open_watch(descriptor)
     try:
         poller = select.poll()
         poller.register(watch, select.POLLIN)
@@ -47,7 +47,8 @@ def follow(descriptor: int, writer: int) -> Iterator[bytes]:
         os.close(watch)
 
 
-def _open_watch(descriptor: int) -> int:
+def open_watch(descriptor: int) -> int:
+    """A descriptor that is readable once the open file `descriptor` was written to. Raises HostError."""
     libc = ctypes.CDLL(None, use_errno=True)
     watch: int = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
     if watch < 0:

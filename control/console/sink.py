@@ -25,6 +25,14 @@ TIDY = b"\x1b[0m\x1b[?25h\x1b[?7h\x1b[?2004l"
 Firmware, boot loaders and shells change all of these, and cannot set them back when the VM is simply gone."""
 
 
+TIDY_UP = (
+    b"\x1b\\"  # a string that was not ended
+    b"\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1006l"  # reports of the mouse and of focus
+    b"\x1b[?47l\x1b7\x1b[r\x1b8\x1b[?1l\x1b>\x1b(B\x0f"  # the other screen, margins, keypad, line drawing
+) + TIDY
+"""The same after a program that may have had the whole screen: an editor that somebody left by leaving the console."""
+
+
 class OutputSink:
     """Takes bytes in order, each exactly once; made by `open_output_sink`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Protocol
 
 from control.console.escape import ESCAPE_KEY, split_at_escape
@@ -10,6 +11,8 @@ from control.errors import EXIT_ERROR, EXIT_OK
 from control.launch.prompt import EndOfTalk, run_command
 from control.launch.session import Outcome
 from control.launch.terminal import Terminal
+from control.vm.consoles import Console
+from control.vm.keyboard import Seat
 from control.vm.vm import VM
 
 PROMPT = "unhinged> "
@@ -36,6 +39,7 @@ class Conversation:
 
     def __init__(self, vm: VM, terminal: Terminal, screen: Screen) -> None:
         self._vm = vm
+        self._console: Console = vm.consoles["ttyS0"]
         self._terminal = terminal
         self._screen = screen
         self._typed = bytearray()
@@ -45,7 +49,14 @@ class Conversation:
 
     async def run(self) -> Outcome:
         """Converse until the user detaches or quits, or the terminal goes away."""
+        who = f"the launcher's terminal (pid {os.getpid()})"
+        async with self._console.keyboard.sit(who, "write") as seat:
+            return await self._run_seated(seat)
+
+    async def _run_seated(self, seat: Seat) -> Outcome:
+        self._seat = seat
         typist = asyncio.create_task(self._type_for_user())
+        crier = asyncio.create_task(self._tell_turns())
         try:
             return await self._read_keys()
         except EndOfTalk as end:
@@ -54,7 +65,7 @@ class Conversation:
             self._vm.detach()
             return Outcome(EXIT_OK, f"detached; the VM runs on (make attach NAME={self._vm.name})")
         finally:
-            tasks = [typist, self._reading] if self._reading is not None else [typist]
+            tasks = [typist, crier, *([self._reading] if self._reading is not None else [])]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)  # a console that ends, ends the run by itself
@@ -86,6 +97,9 @@ class Conversation:
 
     async def _type(self, keys: bytes) -> None:
         """Hand keys to the guest without waiting for it: the escape key must work when the guest does not read."""
+        if keys and not self._seat.types:
+            await self._screen.say(f"\n[the keyboard is with {self._seat.holder}; Ctrl-] and `steal` take it back]\n")
+            return
         if len(self._typed) + len(keys) > TYPED_AHEAD_LIMIT_BYTES:
             await self._screen.say("\n[the guest does not read its console: these keys are dropped]\n")
             return
@@ -98,7 +112,20 @@ class Conversation:
             keys = bytes(self._typed)
             self._typed.clear()
             self._has_typed.clear()
-            await self._vm.type(keys)
+            await self._console.type(keys)
+
+    async def _tell_turns(self) -> None:
+        """Say when somebody takes the keyboard, and when it comes back."""
+        before = self._seat.turn
+        while True:
+            turn = await self._seat.next_news()
+            if turn == "lost" != before:
+                await self._screen.say(
+                    f"\n[{self._seat.holder} has taken the keyboard; Ctrl-] and `steal` take it back]\n"
+                )
+            elif turn == "yours" != before:
+                await self._screen.say("\n[the keyboard is yours again]\n")
+            before = turn
 
     async def _open_prompt(self, pasted: bytes) -> None:
         """Read commands until an empty line. Keys pasted behind the escape key are the first command's."""
@@ -123,6 +150,9 @@ class Conversation:
 
     async def _run_unless_interrupted(self, text: str) -> str:
         """Run a command; Ctrl-C and the escape key give up waiting for it, other lines are kept for after it."""
+        if text == "steal":
+            self._seat.steal()
+            return "keys are yours"
         command = asyncio.create_task(run_command(self._vm, text, self._screen.say))
         try:
             while not command.done():

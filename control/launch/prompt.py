@@ -73,6 +73,7 @@ async def run_command(vm: VM, line: str, say: Say) -> str:
 async def _help(vm: VM, rest: str, say: Say) -> str:
     width = max(len(command.usage) for command in COMMANDS.values())
     lines = [f"  {command.usage:<{width}}  {command.effect}" for command in COMMANDS.values()]
+    lines.append(f"  {'steal':<{width}}  take the keyboard back from whoever has it")
     return "\n".join([*lines, f"  {'(an empty line)':<{width}}  back to the guest", ""])
 
 

@@ -31,7 +31,7 @@ from control.units import format_duration
 from control.vm.instance import claim_instance, find_running, lock_instance, read_record
 from control.vm.listener import Carrier, Listener
 from control.vm.qemu_words import KVM_BROKEN, explain_words
-from control.vm.service import Fan, host
+from control.vm.service import Notes, host
 from control.vm.vm import VM, adopt_vm, open_vm
 from control.wire import Message
 
@@ -82,14 +82,13 @@ class _Watcher(Listener):
     """Passes everything on to the launcher's view and to other terminals, and looks for `--until` on the way."""
 
     def __init__(self, view: View, until: UntilMatcher | None, matched: asyncio.Event) -> None:
-        self.fan = Fan()
+        self.notes = Notes()
         self._view = view
         self._until = until
         self._matched = matched
 
     async def on_console(self, chunk: bytes) -> None:
         await self._view.on_console(chunk)
-        await self.fan.on_console(chunk)
         if self._until is not None and self._until.feed(chunk):
             self._matched.set()
 
@@ -106,7 +105,7 @@ class _Watcher(Listener):
         self._view.on_phase(phase, seconds)
 
     def on_note(self, note: str) -> None:
-        self.fan.on_note(note)
+        self.notes.on_note(note)
         self._view.on_note(note)
 
 
@@ -155,7 +154,7 @@ async def _run_prepared(
     watcher = _Watcher(view, UntilMatcher(options.until) if options.until else None, matched)
     try:
         async with (
-            host(prepared.spec.name, files, watcher.fan) as service,
+            host(prepared.spec.name, files, watcher.notes) as service,
             open_vm(prepared.spec, files, watcher, for_person=view.for_person, judge_boot=options.boot_watch) as vm,
         ):
             service.vm = vm
@@ -198,7 +197,7 @@ async def _run_adopted(
     matched = asyncio.Event()
     watcher = _Watcher(view, UntilMatcher(options.until) if options.until else None, matched)
     async with (
-        host(name, files, watcher.fan) as service,
+        host(name, files, watcher.notes) as service,
         adopt_vm(record, files, process, watcher, for_person=True) as vm,
     ):
         service.vm = vm

@@ -1,51 +1,26 @@
-"""The user's terminal (floor 4): raw while the guest has it, line by line at our prompt, restored at every end."""
+"""The user's terminal in an event loop (floor 4): keys while the guest has it, lines at our prompt."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import termios
 from collections.abc import Iterator
 
 from control.console.escape import ESCAPE_KEY
+from control.console.sink import TIDY_UP
+from control.process import terminal
 
-_CC = 6
-_IFLAG, _LFLAG = 0, 3
-_INTERRUPT_KEY = 0x03
+_LINE_ENDS = bytes([ESCAPE_KEY, 0x03])
+"""Beside Enter, at our prompt: the escape key and Ctrl-C."""
 
 
-class Terminal:
+class Terminal(terminal.Terminal):
     """The terminal on stdin; made by `open_terminal`, which also restores it."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._original = termios.tcgetattr(descriptor)
-
-    def enter_raw_mode(self) -> None:
-        """Hand every key to the guest, Ctrl-C among them. Output stays processed, so that our own lines end well."""
-        attributes = termios.tcgetattr(self._descriptor)
-        attributes[_IFLAG] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
-        attributes[_LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
-        attributes[_CC][termios.VMIN], attributes[_CC][termios.VTIME] = 1, 0
-        termios.tcsetattr(self._descriptor, termios.TCSANOW, attributes)
-
-    def enter_line_mode(self) -> None:
-        """Let the kernel edit a line for our prompt; the escape key and Ctrl-C also end it, and raise no signal."""
-        attributes = [part if not isinstance(part, list) else list(part) for part in self._original]
-        attributes[_LFLAG] = (self._original[_LFLAG] | termios.ECHO | termios.ICANON | termios.IEXTEN) & ~termios.ISIG
-        attributes[_CC][termios.VEOL] = bytes([ESCAPE_KEY])
-        attributes[_CC][termios.VEOL2] = bytes([_INTERRUPT_KEY])
-        termios.tcsetattr(self._descriptor, termios.TCSANOW, attributes)
-
-    def restore(self) -> None:
-        """Put the terminal back as it was found; one that was hung up meanwhile has nothing to put back."""
-        with contextlib.suppress(termios.error):
-            termios.tcsetattr(self._descriptor, termios.TCSANOW, self._original)
 
     async def read(self) -> bytes:
         """Wait for keys (raw mode) or a line (line mode); empty when the terminal is gone."""
-        return await read_ready(self._descriptor)
+        return await read_ready(self.descriptor)
 
 
 async def read_ready(descriptor: int, size: int = 65536) -> bytes:
@@ -72,10 +47,7 @@ async def read_ready(descriptor: int, size: int = 65536) -> bytes:
 
 @contextlib.contextmanager
 def open_terminal(descriptor: int) -> Iterator[Terminal]:
-    """Take the terminal for the body, raw, and restore it however the body is left."""
-    terminal = Terminal(descriptor)
-    terminal.enter_raw_mode()
-    try:
-        yield terminal
-    finally:
-        terminal.restore()
+    """Take the terminal for the body, raw, and restore it however the body is left, also when we are killed."""
+    taken = Terminal(descriptor, _LINE_ENDS)
+    with taken.taken(tidy=TIDY_UP):
+        yield taken

@@ -55,6 +55,7 @@ def start_qemu(
         HostError: It cannot be started, or the instance's directory not written; nothing of it runs.
     """
     remove_stale_files(files)
+    lay_consoles(files)
     argv = build_argv(spec, files)
     write_atomically(files.argv, json.dumps(argv, indent=1).encode())
     with start_keeper(files.pid, files.logs) as keeper:
@@ -73,6 +74,25 @@ def start_qemu(
                     group.remove()
                 raise
             yield Newborn(spec, record, process, keeper)
+
+
+def lay_consoles(files: InstanceFiles) -> None:
+    """Make the files QEMU's consoles are. The log is a new one: who still reads that of the last run may read on.
+
+    Raises:
+        HostError: One cannot be made.
+    """
+    for path in (files.shell_log, files.times_of(files.shell_log)):
+        path.unlink(missing_ok=True)
+    for log, typed, said in files.consoles:
+        try:
+            for path in (log, typed, said, files.times_of(log)):
+                path.unlink(missing_ok=True)
+            os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            said.symlink_to(log.name)
+            os.mkfifo(typed, 0o600)
+        except OSError as error:
+            raise HostError(f"{log} cannot be made: {error.strerror}", hint="make room on that disk") from error
 
 
 def build_record(

@@ -162,7 +162,7 @@ def remove_stale_files(files: InstanceFiles) -> None:
     Raises:
         HostError: One of them cannot be removed; the others may be gone.
     """
-    for path in (*files.all_sockets, files.pid):
+    for path in files.fleeting:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:

@@ -159,7 +159,7 @@ def settle(seen: Seen) -> None:
     """Record that a VM has ended which nobody saw end, and remove what it left; its lock is held."""
     if seen.record is None or seen.is_running or seen.record.state in (State.STOPPED.value, State.FAILED.value):
         return
-    for path in (*seen.files.all_sockets, seen.files.control_socket, seen.files.pid):
+    for path in (*seen.files.fleeting, seen.files.control_socket):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
     if seen.record.group:

@@ -23,7 +23,7 @@ from control.log import LOG
 from control.wire.schema import explain
 
 LINE_LIMIT_BYTES = 1024 * 1024
-CONNECTIONS_MAX = 64
+CONNECTIONS_MAX = 256
 CALLS_MAX = 32
 """For each connection."""
 
@@ -31,6 +31,7 @@ INPUT_WINDOW_BYTES = 256 * 1024
 """How much a caller may send to a call before it was told that it was taken."""
 
 PIECE_BYTES = 64 * 1024
+NOTIFICATIONS = ("input", "signal", "resize", "turn", "cancel")
 FAREWELL_S = 2.0
 """How long the answers of the last calls may take to be read, once the VM has ended."""
 
@@ -53,6 +54,7 @@ class Call:
         self._held_bytes = 0
         self.on_signal: Callable[[str], Awaitable[None]] | None = None
         self.on_resize: Callable[[int, int], Awaitable[None]] | None = None
+        self.on_turn: Callable[[str], None] | None = None
 
     async def send_output(self, stream: str, data: bytes | bytearray | memoryview) -> None:
         """Send bytes to the caller; waits for one that does not read."""
@@ -190,7 +192,7 @@ class _Caller:
             self._tasks.pop(call.number, None)
 
     async def _take_notification(self, name: str, params: dict[str, Any]) -> bool:
-        wrong = explain(f"control/{name}.params", params) if name in ("input", "signal", "resize", "cancel") else name
+        wrong = explain(f"control/{name}.params", params) if name in NOTIFICATIONS else name
         if wrong:
             LOG.debug("a notification of no use: %s", wrong)
             return True
@@ -211,6 +213,8 @@ class _Caller:
                 await call.on_signal(params["name"])
             elif name == "resize" and call.on_resize is not None:
                 await call.on_resize(params["rows"], params["columns"])
+            elif name == "turn" and call.on_turn is not None:
+                call.on_turn(params["wants"])
         except ControlError as error:
             LOG.debug("%s had no effect: %s", name, error)  # what it was meant for has ended
         return True

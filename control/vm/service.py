@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from control.errors import ControlError, HostError, StateError, WaitTimeout
+from control.errors import ControlError, StateError, WaitTimeout
 from control.paths import InstanceFiles
 from control.vm.instance import read_record
 from control.vm.listener import Carrier, Listener
@@ -18,6 +18,10 @@ from control.vm.rpc import Call, Method, serve
 from control.vm.states import State
 from control.vm.vm import VM, build_command
 from control.wire import Message
+
+if TYPE_CHECKING:
+    from control.vm.consoles import Console
+    from control.vm.keyboard import Seat
 
 STOP_TIMEOUT_S = 20.0
 WAIT_TIMEOUT_S = 300.0
@@ -27,28 +31,18 @@ LOOK_S = 0.02
 
 SSH_LOOK_S = 0.2
 BANNER_WAIT_S = 5.0
-VIEWER_BACKLOG_BYTES = 4 * 1024 * 1024
-HISTORY_MAX_BYTES = 1024 * 1024
+NOTE_LENGTH_MAX = 400
+LAST_WORDS_S = 30.0
+"""How long QEMU may take to go once its VM has ended."""
 
-_Value = TypeVar("_Value")
 
-
-class Fan(Listener):
-    """Hears the VM, and passes its console on to any number of viewers; none of them can hold the guest up."""
+class Notes(Listener):
+    """Hears the VM, and keeps what was said of it for `status`."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self._viewers: set[Viewer] = set()
 
-    def add(self, viewer: Viewer) -> None:
-        self._viewers.add(viewer)
-
-    def remove(self, viewer: Viewer) -> None:
-        self._viewers.discard(viewer)
-
-    async def on_console(self, chunk: bytes) -> None:
-        for viewer in self._viewers:
-            viewer.take(chunk)
+    async def on_console(self, chunk: bytes) -> None: ...
 
     async def on_text(self, text: bytes) -> None: ...
 
@@ -61,30 +55,6 @@ class Fan(Listener):
         del self.notes[:-NOTES_MAX]
 
 
-class Viewer:
-    """The console on its way to one caller; what is too much for a slow one is counted and left out."""
-
-    def __init__(self) -> None:
-        self._held = bytearray()
-        self._missed = 0
-        self._came = asyncio.Event()
-
-    def take(self, chunk: bytes) -> None:
-        room = VIEWER_BACKLOG_BYTES - len(self._held)
-        self._held += chunk[:room]
-        self._missed += max(0, len(chunk) - room)
-        self._came.set()
-
-    async def next(self) -> tuple[bytes, int]:
-        """Return what has come, and how many bytes had to be left out after it."""
-        await self._came.wait()
-        self._came.clear()
-        held, missed = bytes(self._held), self._missed
-        self._held.clear()
-        self._missed = 0
-        return held, missed
-
-
 class Service:
     """The methods of one supervisor.
 
@@ -95,14 +65,14 @@ class Service:
         restarts: How often it was started again.
     """
 
-    def __init__(self, name: str, files: InstanceFiles, fan: Fan) -> None:
+    def __init__(self, name: str, files: InstanceFiles, notes: Notes) -> None:
         self.vm: VM | None = None
         self.given_up = asyncio.Event()
         self.over = asyncio.Event()
         self.restarts = 0
         self._name = name
         self._files = files
-        self._fan = fan
+        self._notes = notes
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -122,7 +92,7 @@ class Service:
             "monitor": self._monitor,
             "forward": self._forward,
             "screenshot": self._screenshot,
-            "serial": self._serial,
+            "attach": self._attach,
         }
 
     def _living(self) -> VM:
@@ -154,7 +124,7 @@ class Service:
             "phases": dict(vm.phases) if vm is not None else {},
             "restarts": self.restarts,
             "trouble": str(vm.trouble) if vm is not None and vm.trouble is not None else "",
-            "notes": list(self._fan.notes),
+            "notes": list(self._notes.notes),
             "supervisor_pid": os.getpid(),
         }
 
@@ -370,31 +340,80 @@ class Service:
         await save_screenshot(self._living().monitor, path)
         return {"path": str(path), "bytes": path.stat().st_size}
 
-    async def _serial(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """Show the console, what it showed last first, and type what the caller sends, until they hang up."""
+    async def _attach(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """Give the caller a seat at a console, until they leave or it ends; what it says they read from its file."""
         vm = self._living()
-        viewer = Viewer()
-        self._fan.add(viewer)
-        typing = asyncio.create_task(_type(call, vm))
+        console = await vm.open_console(params.get("console", ""))
+        async with console.keyboard.sit(params.get("who", "somebody"), params.get("mode", "write")) as seat:
+            log = console.log
+            await call.notify("attached", {"console": console.name, "log": str(log), "bytes": log.stat().st_size})
+            await _Attendance(call, console, seat).last_until(vm.ended, console.ended)
+            if vm.ended.done():
+                # What it says until QEMU is gone is part of the console.
+                await asyncio.wait((asyncio.ensure_future(vm.process.wait()),), timeout=LAST_WORDS_S)
+                return {"how": vm.ended.result().how}
+            return {"how": console.ended.result()}
+
+
+class _Attendance:
+    """One caller at a console: what they type, the size of their terminal, and whose turn it is."""
+
+    def __init__(self, call: Call, console: Console, seat: Seat) -> None:
+        self._call = call
+        self._console = console
+        self._seat = seat
+        self._complaints: asyncio.Queue[ControlError] = asyncio.Queue()
+        call.on_resize = self._take_size
+        call.on_turn = self._take_wish
+
+    async def last_until(self, *ends: asyncio.Future[Any]) -> None:
+        """Serve the caller until one of `ends`. Raises what goes wrong with the console."""
+        tasks = [asyncio.create_task(work()) for work in (self._type, self._tell_turns, self._tell_complaints)]
         try:
-            history = min(params.get("history_bytes", 0), HISTORY_MAX_BYTES)
-            if history:
-                await call.send_output("console", _read_end(self._files.serial_log, history))
-            while True:
-                data, missed = await _first_of(viewer.next(), vm.ended)
-                await call.send_output("console", data)
-                if missed:
-                    await call.notify("missed", {"bytes": missed})
-        except _EndedError:
-            return {"how": vm.ended.result().how}
+            done, _ = await asyncio.wait((*tasks, *ends), return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task in done and not any(end.done() for end in ends):
+                    task.result()
+            if not any(end.done() for end in ends):  # what they type is at its end; they may go on reading
+                await asyncio.wait((*tasks[1:], *ends), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._fan.remove(viewer)
-            typing.cancel()
-            await asyncio.gather(typing, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _type(self) -> None:
+        while (data := await self._call.read_input()) is not None:
+            if self._seat.types:
+                await self._console.type(data)
+            else:
+                await self._call.notify("refused", {"bytes": len(data), "holder": self._seat.holder})
+
+    async def _tell_turns(self) -> None:
+        while True:
+            turn = await self._seat.next_news()
+            if turn == "yours":
+                self._carry_size()
+            await self._call.notify("turn", {"turn": turn, "holder": self._seat.holder})
+
+    async def _tell_complaints(self) -> None:
+        while True:
+            error = await self._complaints.get()
+            await self._call.notify("note", {"text": str(error)[:NOTE_LENGTH_MAX]})
+
+    async def _take_size(self, rows: int, columns: int) -> None:
+        self._seat.rows, self._seat.columns = rows, columns
+        if self._seat.types:
+            self._carry_size()
+
+    def _carry_size(self) -> None:
+        self._console.carry_size(self._seat.rows, self._seat.columns, self._complaints.put_nowait)
+
+    def _take_wish(self, wants: str) -> None:
+        {"steal": self._seat.steal, "write": self._seat.wait_for_turn, "read": self._seat.release}[wants]()
 
 
 @contextlib.asynccontextmanager
-async def host(name: str, files: InstanceFiles, fan: Fan) -> AsyncIterator[Service]:
+async def host(name: str, files: InstanceFiles, notes: Notes) -> AsyncIterator[Service]:
     """Answer for a VM that this process shows in the foreground, as its supervisor would, during the body.
 
     It begins before the VM does and ends after it, so that who waits for its end is told; the body sets `vm`.
@@ -402,34 +421,13 @@ async def host(name: str, files: InstanceFiles, fan: Fan) -> AsyncIterator[Servi
     Raises:
         HostError: The socket cannot be made.
     """
-    service = Service(name, files, fan)
+    service = Service(name, files, notes)
     async with serve(files.control_socket, service.methods):
         try:
             yield service
         finally:
             service.vm = None
             service.over.set()
-
-
-class _EndedError(Exception):
-    """The VM has ended while something else was waited for."""
-
-
-async def _first_of(work: Awaitable[_Value], ended: asyncio.Future[Any]) -> _Value:
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait((task, ended), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise _EndedError
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _type(call: Call, vm: VM) -> None:
-    while (data := await call.read_input()) is not None:
-        await vm.type(data)
 
 
 async def _feed(call: Call, stdin: Any) -> None:
@@ -471,12 +469,3 @@ async def _has_banner(port: int) -> bool:
                     await writer.wait_closed()
     except (OSError, TimeoutError):
         return False
-
-
-def _read_end(path: Path, size: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            return file.read(size)
-    except OSError as error:
-        raise HostError(f"{path} cannot be read: {error.strerror}") from error

@@ -22,7 +22,7 @@ from control.vm.birth import Newborn, start_qemu
 from control.vm.instance import Record, find_running, note_failure, note_restart, read_record
 from control.vm.report import Report
 from control.vm.rpc import serve
-from control.vm.service import Fan, Service
+from control.vm.service import Notes, Service
 from control.vm.states import State
 from control.vm.vm import VM, Ending, adopt_vm, open_newborn
 
@@ -37,8 +37,8 @@ class Supervisor:
     def __init__(self, files: InstanceFiles, job: Mapping[str, Any], report: Report, newborn: Newborn | None) -> None:
         self._files = files
         self._name: str = job["name"]
-        self._fan = Fan()
-        self._service = Service(self._name, files, self._fan)
+        self._notes = Notes()
+        self._service = Service(self._name, files, self._notes)
         self._report = report
         self._newborn = newborn
         self._leave = asyncio.Event()
@@ -108,7 +108,7 @@ class Supervisor:
                 newborn, self._newborn = self._newborn, None
                 if newborn is None:
                     newborn = stack.enter_context(self._start_again())
-                async with open_newborn(newborn, self._files, self._fan, for_person=True, outlives_us=True) as vm:
+                async with open_newborn(newborn, self._files, self._notes, for_person=True, outlives_us=True) as vm:
                     if not self._waits:
                         await vm.resume()
                     yield vm
@@ -118,7 +118,7 @@ class Supervisor:
         if record is None or process is None:
             raise HostError(f"{self._name} has just ended", hint=f"unhinged start {self._name}")
         self._take_record(record)
-        async with adopt_vm(record, self._files, process, self._fan, for_person=True) as vm:
+        async with adopt_vm(record, self._files, process, self._notes, for_person=True) as vm:
             try:
                 await self._catch_up(vm)
             except ControlError:

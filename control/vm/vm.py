@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from control.agent import AgentClient
 from control.console.channel import ConsoleChannel
+from control.console.typed import Typed
 from control.errors import (
     EXIT_BOOT_HUNG,
     EXIT_ERROR,
@@ -41,10 +42,12 @@ from control.process.handle import Keeper, ProcessHandle
 from control.spec.vm_spec import Spec
 from control.units import format_size
 from control.vm.birth import Newborn, start_qemu
+from control.vm.consoles import Console, WiredConsole, open_shell
 from control.vm.instance import Record, remove_stale_files, write_record
 from control.vm.journal import open_journal
 from control.vm.listener import Listener
 from control.vm.logs import bound_logs
+from control.vm.recording import ConsoleRecording
 from control.vm.screen import read_text_screen
 from control.vm.shutdown import shut_down
 from control.vm.sockets import connect_socket
@@ -72,6 +75,7 @@ _GOOD_ENDS = {
 STUCK_S = 1.0
 """A monitor that has not told its runstate by then is not waited for when the VM is to be brought down."""
 
+SHELL_WAIT_S = 10.0
 HISTORY_BYTES = 64 * 1024
 QEMU_LOG_BYTES = 8192
 QEMU_LOG_LINES = 12
@@ -93,6 +97,7 @@ class VM:
         ended: Done once the VM is at its end, with how it came to it.
         hurry: Set it to end a gentle stop that takes too long: the guest is then not waited for.
         phases: Seconds from QEMU's start to each phase of the boot that was reached.
+        consoles: By name; empty before it is started.
         trouble: What seems wrong with a guest that was not ended for it, because a person may know better.
     """
 
@@ -109,6 +114,8 @@ class VM:
         self.files = files
         self.process = process
         self.phases: dict[str, float] = {}
+        self.consoles: dict[str, Console] = {}
+        self._opening_shell = asyncio.Lock()
         self.hurry = asyncio.Event()
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.watch = BootWatch(TIMES.get(record.accelerator, TIMES["tcg"]))
@@ -118,6 +125,7 @@ class VM:
         self._started = time.monotonic()
         self._monitor: Monitor | None = None
         self._console: ConsoleChannel | None = None
+        self._hvc0: ConsoleChannel | None = None
         self._agent: AgentClient | None = None
         self._stood_still = False  # since it last began to run
         self._traffic: Traffic | None = None
@@ -199,10 +207,32 @@ class VM:
             raise StateError("the VM is not connected yet", state=self._state.value, required=("STARTING",))
         return self._traffic
 
-    async def type(self, data: bytes) -> None:
-        """Type `data` on the serial console. Raises ConsoleError when the VM is gone."""
-        if self._console is not None:
-            await self._console.write(data)
+    async def open_console(self, name: str) -> Console:
+        """Return the console `name`, the serial one for an empty name; a shell is started when there is none.
+
+        Raises:
+            StateError: This VM has no such console.
+            WaitTimeout, AgentCallError, AgentProtocolError: The agent opens no shell.
+        """
+        name = name or "ttyS0"
+        if name == "shell":
+            return await self._open_shell()
+        if name not in self.consoles:
+            raise StateError(
+                f"{self.name} has no console {name[:40]}",
+                state=self._state.value,
+                required=(*self.consoles, "shell"),
+                hint=f"it has: {', '.join((*self.consoles, 'shell'))}",
+            )
+        return self.consoles[name]
+
+    async def _open_shell(self) -> Console:
+        async with self._opening_shell:
+            shell = self.consoles.get("shell")
+            if shell is None or shell.ended.done():
+                shell = await open_shell(self.agent, self.files, self._open_recording, within_s=SHELL_WAIT_S)
+                self.consoles["shell"] = shell
+            return shell
 
     async def show_history(self) -> None:
         """Show the listener the end of the console's log, which QEMU writes whether or not anybody listens."""
@@ -304,9 +334,9 @@ class VM:
         """Reach QEMU's sockets and begin to listen to them; the guest's CPUs have not run yet when QEMU is new."""
         connection = await connect_socket(self.files.qmp_socket, self.process, timeout_s=SOCKET_TIMEOUT_S)
         self._monitor = await stack.enter_async_context(open_monitor(connection))
-        connection = await connect_socket(self.files.serial_socket, self.process, timeout_s=SOCKET_TIMEOUT_S)
-        self._console = ConsoleChannel(connection)
-        stack.callback(self._console.close)
+        self._console = self._open_channel(self.files.serial_log, stack)
+        self._wire_console("ttyS0", self.files.serial_log, self.files.serial_typed, self._console)
+        stack.callback(self._close_consoles)
         if self._record.agent:
             connection = await connect_socket(self.files.agent_socket, self.process, timeout_s=SOCKET_TIMEOUT_S)
             stack.callback(connection.close)
@@ -320,6 +350,10 @@ class VM:
         stack.callback(self._traffic.close)
         stack.push_async_callback(self._end_tasks)
         console = self._start_task(self._pump_console(self._console, self._traffic))
+        if self._record.hvc0:
+            self._hvc0 = self._open_channel(self.files.hvc0_log, stack)
+            self._wire_console("hvc0", self.files.hvc0_log, self.files.hvc0_typed, self._hvc0)
+            self._start_task(self._record_hvc0(self._hvc0))
         events = self._start_task(self._follow_events(self._monitor))
         self._farewell = self._start_task(self._wait_for_process(console, events))
         if self._judge_boot:
@@ -334,6 +368,23 @@ class VM:
             share = Path(self._record.share)
             make_mailboxes(share)
             self._start_task(watch_mailboxes(share, self._nudge_agent, self._traffic.take_share))
+
+    def _open_channel(self, log: Path, stack: contextlib.AsyncExitStack) -> ConsoleChannel:
+        """Read a console from its beginning, or, of a VM that runs already, what comes from now on."""
+        channel = ConsoleChannel(log, position=0 if self._state is State.STARTING else None)
+        stack.callback(channel.close)
+        return channel
+
+    def _wire_console(self, name: str, log: Path, typed: Path, channel: ConsoleChannel) -> None:
+        recording = self._open_recording(name, log, channel.position)
+        self.consoles[name] = WiredConsole(name, log, recording, Typed(typed), find_agent=lambda: self._agent)
+
+    def _open_recording(self, name: str, log: Path, offset: int) -> ConsoleRecording:
+        return ConsoleRecording(self.files.times_of(log), name, self._listener.on_note, offset=offset)
+
+    def _close_consoles(self) -> None:
+        for console in self.consoles.values():
+            console.close()
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -355,15 +406,23 @@ class VM:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pump_console(self, console: ConsoleChannel, traffic: Traffic) -> None:
+        recording = self.consoles["ttyS0"].recording
         async for chunk in console.chunks():
             self.watch.feed(chunk)
             if self.watch.kernel_spoke:
                 self._reach("kernel")
+            recording.said(chunk, console.position)
             await self._listener.on_console(chunk)
             await traffic.take_console(chunk)
         await traffic.end_console()
 
+    async def _record_hvc0(self, channel: ConsoleChannel) -> None:
+        recording = self.consoles["hvc0"].recording
+        async for chunk in channel.chunks():
+            recording.said(chunk, channel.position)
+
     def _observe(self, message: Message) -> None:
+        self._mark(f"message: {message.text}")
         if message.text == "booting" and message.type == "status":
             self._reach("init")
 
@@ -501,6 +560,9 @@ class VM:
 
     async def _wait_for_process(self, console: asyncio.Task[None], events: asyncio.Task[None]) -> None:
         return_code = await self.process.wait()
+        for channel in (self._console, self._hvc0):
+            if channel is not None:
+                channel.finish()
         # What QEMU had still in its sockets is part of the console, and says why it ended.
         await asyncio.wait((console, events), timeout=LAST_WORDS_S)
         if self._state is State.STOPPING or self._shutdown_reason in _GOOD_ENDS:
@@ -544,6 +606,11 @@ class VM:
         if phase not in self.phases:
             self.phases[phase] = time.monotonic() - self._started
             self._listener.on_phase(phase, self.phases[phase])
+            self._mark(phase)
+
+    def _mark(self, label: str) -> None:
+        for console in self.consoles.values():
+            console.recording.mark(label)
 
     def _fail(self, error: ControlError) -> None:
         self._end(Ending("failed", error))

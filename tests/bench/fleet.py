@@ -169,7 +169,7 @@ def _measure_start(settings: Settings) -> list[Figure]:
             with open_bare_guest(argv, files) as bare:
                 bare.shake_hands()
                 peer.append(time.perf_counter() - began)
-            for path in (*files.all_sockets, files.pid):
+            for path in files.fleeting:
                 path.unlink(missing_ok=True)
     # The first pair does not count: its boot formats the disk.
     return [

@@ -270,8 +270,9 @@ def end_processes_below(directory: Path) -> None:
 class GuestShell:
     """A root shell on the guest's second console, beside whatever the launcher does; made by `open_guest_shell`."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, said: int, typed: int) -> None:
+        self._said = said
+        self._typed = typed
         self._seen = bytearray()
         self._count = 0
 
@@ -304,7 +305,8 @@ class GuestShell:
             self.run(f"echo {piece} | base64 -d >> {path}")
 
     def send(self, data: bytes) -> None:
-        self._connection.sendall(data)
+        while data:
+            data = data[os.write(self._typed, data) :]
 
     def wait_for(self, pattern: bytes, within_s: float, *, why: str) -> re.Match[bytes]:
         deadline = time.monotonic() + within_s
@@ -314,32 +316,31 @@ class GuestShell:
                 return match
             left = deadline - time.monotonic()
             assert left > 0, f"waited {within_s:g} s on hvc0 for {why}; last: {bytes(self._seen[-600:])!r}"
-            self._connection.settimeout(left)
-            try:
-                data = self._connection.recv(65536)
-            except TimeoutError:
-                continue
-            assert data, f"hvc0 was hung up; last: {bytes(self._seen[-600:])!r}"
-            self._seen += data
+            if data := os.read(self._said, 65536):
+                self._seen += data
+            else:
+                time.sleep(0.01)  # QEMU writes it into a file, and a file can only be looked at again
 
 
 @contextlib.contextmanager
 def open_guest_shell(launch: Launch, within_s: float = BOOT_S) -> Iterator[GuestShell]:
     """Log in as root on hvc0 of the VM that `launch` runs."""
-    launch.wait_until(launch.files.hvc0_socket.exists, "the socket of hvc0")
-    with contextlib.closing(_connect(launch.files.hvc0_socket, within_s)) as connection:
-        shell = GuestShell(connection)
+    files = launch.files
+    launch.wait_until(lambda: files.hvc0_log.exists() and files.hvc0_typed.exists(), "the files of hvc0")
+    with files.hvc0_log.open("rb", buffering=0) as said, files.hvc0_typed.open("wb", buffering=0) as typed:
+        said.seek(0, os.SEEK_END)
+        shell = GuestShell(said.fileno(), typed.fileno())
         # The login prompt was printed before we listened: ask again, as a person would, until somebody answers.
         deadline = time.monotonic() + within_s
         while True:
-            connection.sendall(b"\n")
+            shell.send(b"\n")
             try:
                 match = shell.wait_for(rb"(login: |# )(?:\x1b\[6n)?\Z", 1.0, why="a prompt")
                 break
             except AssertionError:
                 assert time.monotonic() < deadline, "nobody answers on hvc0"
         if match[1] == b"login: ":
-            connection.sendall(b"root\n")
+            shell.send(b"root\n")
             shell.wait_for(rb"# (?:\x1b\[6n)?\Z", within_s, why="the shell")
         # Lines without an editor, an echo and a prompt: what comes back is what the commands print.
         shell.send(b'stty -echo; while IFS= read -r line; do eval "$line" < /dev/null; code=$?; done\n')

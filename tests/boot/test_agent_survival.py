@@ -234,7 +234,7 @@ async def test_the_socket_of_another_vm(detached: Detached) -> None:
                     assert await guest.client.call("ping") == {}
                     with pytest.raises((AgentProtocolError, ExecTimeout)):
                         await guest.run(["echo", "to whom?"], timeout_s=1.0)
-            async with serve_agent(AgentClient(connect(stranger.files.hvc0_socket), ignore)) as console:
+            async with serve_agent(AgentClient(connect(stranger.files.monitor_socket), ignore)) as console:
                 with pytest.raises((WaitTimeout, AgentProtocolError)) as caught:
                     await console.wait_until_ready(3)
                 assert str(caught.value).isprintable()

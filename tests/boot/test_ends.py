@@ -81,7 +81,7 @@ def test_a_signal_ends_the_vm_too(launcher: str, number: signal.Signals, workdir
         launch.signal(number)
         launch.finish(130)
     wait_until_gone(workdir, 2.0)
-    assert not any(path.exists() for path in launch.files.all_sockets)
+    assert not any(path.exists() for path in launch.files.fleeting)
 
 
 # -- sudden deaths -----------------------------------------------------------------------------------------------------

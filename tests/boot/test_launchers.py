@@ -35,7 +35,7 @@ def see_clean_end(launch: Launch, workdir: Path) -> None:
     """What every ended run has in common: nothing runs, no socket is left, the record says so, the disk is kept."""
     wait_until_gone(workdir, 2.0)
     files = launch.files
-    assert not any(path.exists() for path in (*files.all_sockets, files.pid))
+    assert not any(path.exists() for path in files.fleeting)
     assert json.loads(files.state.read_bytes())["state"] == "STOPPED"
     assert files.data_disk.stat().st_size > 0
     assert files.serial_log.stat().st_size > 0

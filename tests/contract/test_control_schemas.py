@@ -12,9 +12,10 @@ import pytest
 
 from control.cli.main import build_parser
 from control.paths import SCHEMAS, InstanceFiles
-from control.vm.service import Fan, Service
+from control.vm.service import Notes, Service
 
-SPOKEN = ("request", "input", "signal", "resize", "cancel", "output", "taken", "missed", "phase")
+SPOKEN = ("request", "input", "signal", "resize", "turn", "cancel",
+          "output", "taken", "phase", "attached", "refused", "note")  # fmt: skip
 OPEN = ("phases", "messages", "arguments", "details", "envelope", "answer", "return", "spec", "ports", "params", "env")
 """Values that are somebody else's, QEMU's or a user's; what is said of them is said elsewhere."""
 
@@ -22,7 +23,7 @@ MINE = sorted([*(SCHEMAS / "control").glob("*.json"), *(SCHEMAS / "cli").glob("*
 
 
 def list_methods() -> set[str]:
-    return set(Service("one", InstanceFiles(Path("/"), Path("/")), Fan()).methods)
+    return set(Service("one", InstanceFiles(Path("/"), Path("/")), Notes()).methods)
 
 
 def test_every_method_has_its_schemas_and_every_schema_its_method() -> None:
@@ -36,8 +37,8 @@ def test_every_method_has_its_schemas_and_every_schema_its_method() -> None:
 def test_every_command_has_a_schema() -> None:
     [commands] = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
     # gdb is another program from then on, doctor has schemas/doctor.json, config and img a schema for each action, and
-    # what completion prints is for a shell.
-    without = {"gdb", "doctor", "config", "img", "completion"}
+    # what completion prints is for a shell, and replay plays.
+    without = {"gdb", "doctor", "config", "img", "completion", "replay"}
     expected = (set(commands.choices) - without) | {"config_check", "config_show", "img_build", "img_list", "error"}
     assert {path.stem for path in (SCHEMAS / "cli").glob("*.json")} == expected
 

@@ -91,7 +91,7 @@ async def test_from_start_to_stop(spec: VMSpec, files: InstanceFiles) -> None:
     assert record is not None
     assert find_running(files, record) is None
     assert record.ended
-    assert not any(path.exists() for path in (*files.all_sockets, files.pid))
+    assert not any(path.exists() for path in files.fleeting)
     assert files.serial_log.exists()
 
 
@@ -202,7 +202,7 @@ async def test_a_qemu_that_is_killed_is_a_launch_error(spec: VMSpec, files: Inst
         with pytest.raises(MonitorError):
             await vm.monitor.execute("query-status")
     assert record_state(files) == "FAILED"
-    assert not any(path.exists() for path in (*files.all_sockets, files.pid))
+    assert not any(path.exists() for path in files.fleeting)
 
 
 async def test_a_qemu_that_leaves_by_itself_was_told_to(spec: VMSpec, files: InstanceFiles) -> None:

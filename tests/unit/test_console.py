@@ -15,17 +15,19 @@ import tracemalloc
 import tty
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from control.console import scanner as scanning
-from control.console.channel import ConsoleChannel
+from control.console.channel import LOOK_S, ConsoleChannel
 from control.console.escape import ESCAPE_KEY, split_at_escape
 from control.console.scanner import Candidate, MessageScanner, Text
 from control.console.sink import open_output_sink
 from control.console.tail import KEPT_BYTES, ConsoleTail, to_plain_text
+from control.console.typed import Typed
 from control.errors import ConsoleError
 
 MESSAGE = (
@@ -301,38 +303,62 @@ async def test_a_cancelled_write_lets_go_of_the_descriptor() -> None:
 # -- the channel -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_channel_gives_every_byte_and_ends_with_its_peer() -> None:
-    ours, theirs = socket.socketpair()
+@pytest.fixture
+def said(tmp_path: Path) -> Iterator[BinaryIO]:
+    """What a guest says into."""
+    with (tmp_path / "serial").open("ab", buffering=0) as said:
+        yield said
 
+
+@pytest.fixture
+def channel(said: BinaryIO) -> Iterator[ConsoleChannel]:
+    channel = ConsoleChannel(Path(said.name))
+    yield channel
+    channel.close()
+
+
+async def test_a_channel_gives_every_byte_as_it_comes_and_ends_with_the_guest(
+    said: BinaryIO, channel: ConsoleChannel
+) -> None:
     def play_guest() -> None:
-        with theirs:
-            for start in range(0, len(DATA), 7919):
-                theirs.sendall(DATA[start : start + 7919])
+        for start in range(0, len(DATA), 7919):
+            said.write(DATA[start : start + 7919])
 
     guest = threading.Thread(target=play_guest)
     guest.start()
-    channel = ConsoleChannel(ours)
-    got = b"".join([chunk async for chunk in channel.chunks()])
+    got = b""
+    async with asyncio.timeout(30):
+        async for chunk in channel.chunks():
+            got += chunk
+            if len(got) == len(DATA):
+                channel.finish()
     guest.join()
-    channel.close()
     assert got == DATA
 
 
-async def test_a_flood_does_not_stop_the_clock() -> None:
+async def test_a_channel_is_told_of_a_single_byte(said: BinaryIO, channel: ConsoleChannel) -> None:
+    chunks = channel.chunks()
+    async with asyncio.timeout(LOOK_S / 2):  # told, and not found when it looked again
+        for number in range(50):
+            waiting = asyncio.ensure_future(anext(chunks))
+            await asyncio.sleep(0)
+            said.write(bytes([number]))
+            assert await waiting == bytes([number])
+    await chunks.aclose()
+
+
+async def test_a_channel_may_begin_at_the_end(said: BinaryIO) -> None:
+    said.write(b"before")
+    late = ConsoleChannel(Path(said.name), position=None)
+    said.write(b"after")
+    late.finish()
+    assert b"".join([chunk async for chunk in late.chunks()]) == b"after"
+    late.close()
+
+
+async def test_a_flood_does_not_stop_the_clock(said: BinaryIO, channel: ConsoleChannel) -> None:
     """A guest that always has more to say, shown more slowly than it speaks, must not keep a deadline from passing."""
-    ours, theirs = socket.socketpair()
-    stop = threading.Event()
-
-    def flood() -> None:
-        with theirs, contextlib.suppress(OSError):
-            while not stop.is_set():
-                theirs.sendall(b"y" * 65536)
-
-    guest = threading.Thread(target=flood)
-    guest.start()
-    watchdog = threading.Timer(5, stop.set)
-    watchdog.start()
-    channel = ConsoleChannel(ours)
+    said.truncate(1 << 40)
 
     async def read() -> None:
         async for _ in channel.chunks():
@@ -340,38 +366,47 @@ async def test_a_flood_does_not_stop_the_clock() -> None:
 
     loop = asyncio.get_running_loop()
     started = loop.time()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await read()
+    assert loop.time() - started < 2
+
+
+@contextlib.contextmanager
+def opened_fifo(directory: Path) -> Iterator[tuple[Typed, int]]:
+    """The way to a console, and the descriptor of whoever reads what is typed."""
+    os.mkfifo(directory / "serial.in")
+    reading = os.open(directory / "serial.in", os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reading, True)
+    typed = Typed(directory / "serial.in")
     try:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await read()
-        assert loop.time() - started < 2
+        yield typed, reading
     finally:
-        stop.set()
-        watchdog.cancel()
-        channel.close()
-        guest.join()
+        typed.close()
 
 
-async def test_what_is_typed_arrives_whole_and_in_order() -> None:
-    ours, theirs = socket.socketpair()
-    channel = ConsoleChannel(ours)
-    reader = SlowReader(theirs.fileno())
-    reader.start()
-    reader.leave.set()
-    await asyncio.gather(*(channel.write(bytes([number]) * 100_000) for number in range(8)))
-    channel.close()
-    reader.join()
-    theirs.close()
+async def test_what_is_typed_arrives_whole_and_in_order(tmp_path: Path) -> None:
+    with opened_fifo(tmp_path) as (typed, reading):
+        reader = SlowReader(reading)
+        writing = asyncio.gather(*(typed.write(bytes([number]) * 100_000) for number in range(8)))
+        await asyncio.sleep(0.01)
+        assert not writing.done(), "the FIFO is full, and nobody reads"
+        reader.start()
+        reader.leave.set()
+        await asyncio.wait_for(writing, 30)
+    await asyncio.to_thread(reader.join, 30)
+    os.close(reading)
     assert bytes(reader.data) == b"".join(bytes([number]) * 100_000 for number in range(8))
 
 
-async def test_typing_at_a_dead_console_is_an_error() -> None:
-    ours, theirs = socket.socketpair()
-    theirs.close()
-    channel = ConsoleChannel(ours)
+async def test_typing_at_a_dead_console_is_an_error(tmp_path: Path) -> None:
+    with opened_fifo(tmp_path) as (typed, reading):
+        await typed.write(b"x")
+        os.close(reading)
+        with pytest.raises(ConsoleError):
+            await typed.write(b"x")
     with pytest.raises(ConsoleError):
-        await channel.write(b"x")
-    channel.close()
+        await Typed(tmp_path / "serial.in").write(b"x")
 
 
 async def test_two_writers_of_one_full_pipe_both_finish_and_do_not_mix() -> None:

@@ -28,7 +28,6 @@ from control.spec.tomlfile import ConfigFileError
 from control.spec.vm_spec import DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 from control.units import MIB
 from control.vm.rpc import INPUT_WINDOW_BYTES, Call
-from control.vm.service import VIEWER_BACKLOG_BYTES, Viewer
 from control.wire.schema import explain
 
 DECLARED = VMSpec(
@@ -162,16 +161,6 @@ def test_a_log_is_followed_until_its_writer_ends(tmp_path: Path) -> None:
 
 
 # -- what is bounded ---------------------------------------------------------------------------------------------------
-
-
-async def test_a_slow_viewer_holds_nobody_up_and_is_told_what_it_missed() -> None:
-    viewer = Viewer()
-    viewer.take(b"a" * VIEWER_BACKLOG_BYTES)
-    viewer.take(b"b" * 10)
-    data, missed = await viewer.next()
-    assert (len(data), missed) == (VIEWER_BACKLOG_BYTES, 10)
-    viewer.take(b"c")
-    assert await viewer.next() == (b"c", 0)
 
 
 class _Ear:
