@@ -31,6 +31,9 @@ CALM_S = 1.0
 KEPT_BYTES = 16 * 1024 * 1024
 """What `--json` keeps of what the console said; and how much of it `--until` looks back over is a 256th of that."""
 
+KEYS_BYTES = 4 * 1024 * 1024
+"""What is kept, here, of keys that the guest does not read; the escape key must be found behind them."""
+
 TURN_WAIT_S = 30.0
 PROMPT = "unhinged> "
 HELP = """\
@@ -182,7 +185,7 @@ class _Person(_Visit):
         from control.process.terminal import Terminal
 
         self._desk.note(f"{self._attached.console} of {self._name}; Ctrl-] opens a prompt (help, detach, steal, …)")
-        self._terminal = Terminal(0, bytes([ESCAPE_KEY, 0x03]))
+        self._terminal = Terminal(0, bytes([ESCAPE_KEY, 0x03]), raw_output=True)
         with _woken_by_signals() as waker, self._terminal.taken(tidy=TIDY_UP):
             try:
                 self._tell_size()
@@ -195,19 +198,17 @@ class _Person(_Visit):
 
     def _stay(self, waker: int) -> None:
         while not self._has_left:
-            self._tell_turn()
             data = self._read()
+            self._tell_turn()
             if data:
                 _write(1, self._pass(data))
                 if self._is_satisfied():
                     return
-                continue
-            if self._attached.is_over:
+            elif self._attached.is_over:
                 return
             self._check_deadline("the pattern")
             self._type_on()
-            keys_wanted = (0,) if len(self._typed) < PIECE_BYTES else ()
-            ready = self._attached.wait(self._left_s(3600.0), waker, *keys_wanted)
+            ready = self._attached.wait(self._left_s(3600.0), waker, 0)
             if waker in ready:
                 os.read(waker, 4096)
                 self._tell_size()
@@ -250,6 +251,9 @@ class _Person(_Visit):
                 self._show("[you only read; Ctrl-] opens a prompt]")
             else:
                 self._show(f"[the keyboard is with {self._attached.holder or 'nobody'}; Ctrl-] and `steal` take it]")
+            return
+        if len(self._typed) + len(keys) > KEYS_BYTES:
+            self._show(f"[the guest does not read; the last {len(keys)} bytes are not typed]")
             return
         self._typed += keys
         self._type_on()

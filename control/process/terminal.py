@@ -13,7 +13,7 @@ import termios
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-_IFLAG, _LFLAG, _CC = 0, 3, 6
+_IFLAG, _OFLAG, _LFLAG, _CC = 0, 1, 3, 6
 _ENDS_OF_LINE = (termios.VEOL, termios.VEOL2)
 
 Modes = list[Any]
@@ -25,12 +25,14 @@ class Terminal:
 
     Args:
         line_ends: Up to two keys that end a line as Enter does, and stay in it, while our prompt has the terminal.
+        raw_output: Whether what is written in raw mode goes to the terminal as it is, as a program needs that draws on
+            all of it; otherwise a line feed begins a line, as people want it who look on.
     """
 
-    def __init__(self, descriptor: int, line_ends: bytes = b"") -> None:
+    def __init__(self, descriptor: int, line_ends: bytes = b"", *, raw_output: bool = False) -> None:
         self.descriptor = descriptor
         self.original: Modes = termios.tcgetattr(descriptor)
-        self.raw = _build_raw(self.original)
+        self.raw = _build_raw(self.original, raw_output=raw_output)
         self.line = _build_line(self.original, line_ends)
 
     @contextlib.contextmanager
@@ -48,7 +50,7 @@ class Terminal:
                 self.restore()
 
     def enter_raw_mode(self) -> None:
-        """Hand every key on, Ctrl-C among them. Output stays processed, so that our own lines end well."""
+        """Hand every key on, Ctrl-C among them."""
         termios.tcsetattr(self.descriptor, termios.TCSANOW, self.raw)
 
     def enter_line_mode(self) -> None:
@@ -61,8 +63,10 @@ class Terminal:
             termios.tcsetattr(self.descriptor, termios.TCSANOW, self.original)
 
 
-def _build_raw(original: Modes) -> Modes:
+def _build_raw(original: Modes, *, raw_output: bool) -> Modes:
     modes = _copy(original)
+    if raw_output:
+        modes[_OFLAG] &= ~termios.OPOST
     modes[_IFLAG] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
     modes[_LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
     modes[_CC][termios.VMIN], modes[_CC][termios.VTIME] = 1, 0

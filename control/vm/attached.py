@@ -25,6 +25,9 @@ WINDOW_BYTES = 256 * 1024
 """What a supervisor takes before it says that it was taken (docs/control.md)."""
 
 SEAT_WAIT_S = 30.0
+LEAVE_WAIT_S = 1.0
+"""What was typed last has so long to arrive before a seat is left: with the seat goes what waits in the supervisor."""
+
 LOOK_S = 5.0
 """Some file systems (those of a network among them) tell of no change."""
 
@@ -101,6 +104,9 @@ class Attached:
     def close(self) -> None:
         """Leave; a second time there is nothing left to do. Whoever waits for the keyboard gets it."""
         if self._remote is not None:
+            with contextlib.suppress(ControlError):  # a guest that does not read is left with what it has
+                self.wait_until_typed(LEAVE_WAIT_S)
+        if self._remote is not None:
             self._remote.close()
             self._remote = None
         for descriptor in (self._watch, self._descriptor):
@@ -138,9 +144,9 @@ class Attached:
 
         An empty set means that it took too long, or that only we have news.
         """
-        if self._has_more():
-            return set()
         deadline = None if within_s is None else time.monotonic() + within_s
+        if self._has_more():
+            deadline = 0.0  # whoever says a lot must not keep the others from being heard
         ours = self.filenos()
         poller = select.poll()
         for descriptor in (*ours, *others):
@@ -207,7 +213,7 @@ class Attached:
     def wait_until_typed(self, within_s: float) -> None:
         """Wait until the console has taken all that was typed. Raises ConsoleError, WaitTimeout as `type`."""
         deadline = time.monotonic() + within_s
-        while self._outstanding and not self.how:
+        while self._outstanding > 0 and self._remote is not None and not self.how:
             self._wait_for_word(deadline, "the guest to read what is typed")
         if self._refused:
             refused, self._refused = self._refused, 0

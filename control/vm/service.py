@@ -398,7 +398,8 @@ class _Attendance:
     async def _tell_complaints(self) -> None:
         while True:
             error = await self._complaints.get()
-            await self._call.notify("note", {"text": str(error)[:NOTE_LENGTH_MAX]})
+            text = f"{error}; {error.hint}" if error.hint else str(error)
+            await self._call.notify("note", {"text": text[:NOTE_LENGTH_MAX]})
 
     async def _take_size(self, rows: int, columns: int) -> None:
         self._seat.rows, self._seat.columns = rows, columns
