@@ -55,7 +55,7 @@ def wait_for(desk: Desk, kind: str, text: str) -> None:
 def test_a_boot_is_recorded(desk: Desk) -> None:
     log = desk.files("web").serial_log
     shown, secret = secrets.token_hex(6), secrets.token_hex(6)
-    person = pexpect.spawn(COMMAND[0], [*COMMAND[1:], "serial", "web"], cwd=str(desk.directory), timeout=WITHIN_S)
+    person = pexpect.spawn(COMMAND[0], [*COMMAND[1:], "console", "web"], cwd=str(desk.directory), timeout=WITHIN_S)
     try:
         person.expect("login: ")
         person.send("root\r")
@@ -68,6 +68,9 @@ def test_a_boot_is_recorded(desk: Desk) -> None:
         person.send(f"{secret}\r")
         wait_for(desk, "i", "*" * len(secret))
         end_at_once(desk.status("web")["supervisor_pid"])
+        person.send("\x1d")
+        person.expect("unhinged> ")
+        person.send("detach\r")
         person.expect(pexpect.EOF)
     finally:
         person.close(force=True)

@@ -698,7 +698,7 @@ def test_a_supervisor_takes_nothing_that_is_not_a_call(desk: Desk) -> None:
     assert code(b'{"jsonrpc": "2.0", "id": 1, "method": "no_such"}\n') == -32601
     assert code(b'{"jsonrpc": "2.0", "id": 1, "method": "stop", "params": {"timeout_s": "soon"}}\n') == -32602
     assert code(b'{"jsonrpc": "2.0", "id": 1, "method": "stop", "params": {"more": 1}}\n') == -32602
-    call = b'{"jsonrpc": "2.0", "id": 1, "method": "serial"}\n'
+    call = b'{"jsonrpc": "2.0", "id": 1, "method": "attach"}\n'
     broken = b'{"jsonrpc": "2.0", "method": "input", "params": {"call": 1, "data": "A"}}\n'
     answer = exchange(path, call + broken)
     assert not answer or b"cancelled" in answer, "what cannot be read ends the connection, and with it the call"

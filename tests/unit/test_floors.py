@@ -20,10 +20,11 @@ FLOOR_OF_ROOM = {
     "spec": 1, "wire": 1, "host": 1,
     "argv": 2, "process": 2, "monitor": 2, "console": 2, "agent": 2, "share": 2, "accel": 2, "ssh": 2, "image": 2,
     "vm": 3,
-    "launch": 4, "cli": 4,
-    "simple_vm_launcher": 5, "enhanced_vm_launcher": 5, "unhinged_launcher": 5,
+    "session": 4,
+    "launch": 5, "cli": 5,
+    "simple_vm_launcher": 6, "enhanced_vm_launcher": 6, "unhinged_launcher": 6,
 }  # fmt: skip
-MEANS, FACES, DOORS = 2, 4, 5
+MEANS, FACES, DOORS = 2, 5, 6
 
 DOOR_OF_DEPENDENCY = {
     "qemu": ("control/monitor/",),
@@ -31,6 +32,7 @@ DOOR_OF_DEPENDENCY = {
     "asyncinotify": ("control/share/",),
     "serial": ("control/agent/serial_line.py",),
     "argcomplete": ("control/cli/completion.py",),
+    "pexpect": ("control/session/engine.py",),
 }
 STARTS_PROCESSES = ("subprocess", "multiprocessing", "pty")
 PROCESS_CALLS = ("fork", "forkpty", "system", "popen", "posix_spawn", "posix_spawnp", "create_subprocess_exec",

@@ -1,4 +1,4 @@
-"""What a user may get wrong, and what they are shown: files, options, patterns, messages and errors (floor 4)."""
+"""What a user may get wrong, and what they are shown: files, options, patterns, messages and errors (floor 5)."""
 
 from __future__ import annotations
 

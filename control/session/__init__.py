@@ -1,0 +1,30 @@
+"""Scripts at a console: send, read, expect, run, login (floor 4). See docs/scripting.md.
+
+>>> from control.session import open_session
+"""
+
+from control.session.engine import EOF, TIMEOUT, ExpectTimeout, SessionEnded
+from control.session.session import (
+    Session,
+    attach_to_vm,
+    detach_vm,
+    open_session,
+    read_output,
+    send_input,
+)
+from control.session.shell import CommandTimeout, Done
+
+__all__ = [
+    "EOF",
+    "TIMEOUT",
+    "CommandTimeout",
+    "Done",
+    "ExpectTimeout",
+    "Session",
+    "SessionEnded",
+    "attach_to_vm",
+    "detach_vm",
+    "open_session",
+    "read_output",
+    "send_input",
+]

@@ -1,0 +1,47 @@
+"""A console handed from a script to whoever sits at the terminal (floor 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from control.console.sink import TIDY_UP
+from control.process.terminal import Terminal
+from control.vm.attached import PIECE_BYTES, Attached
+
+
+def interact(attached: Attached, unread: str, escape: bytes) -> None:
+    """Carry bytes both ways until `escape` is typed or the console ends. Raises ConsoleError when typing is refused."""
+    _write(unread.encode())
+    if not (os.isatty(0) and os.isatty(1)):
+        _carry(attached, b"", reads=False)
+        return
+    with Terminal(0, raw_output=True).taken(tidy=TIDY_UP):
+        try:
+            with contextlib.suppress(OSError):
+                size = os.get_terminal_size(1)
+                attached.resize(size.lines, size.columns)
+            _carry(attached, escape, reads=True)
+        finally:
+            _write(TIDY_UP + b"\r\n")
+
+
+def _carry(attached: Attached, escape: bytes, *, reads: bool) -> None:
+    while not attached.is_over:
+        attached.attend()
+        if data := attached.read():
+            _write(data)
+        ready = attached.wait(None, *((0,) if reads else ()))
+        if 0 in ready:
+            typed = os.read(0, PIECE_BYTES)
+            keys, found, _ = typed.partition(escape)
+            if keys:
+                attached.type(keys)
+            if found or not typed:
+                return
+
+
+def _write(data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
