@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from control.cli.desk import Desk, printable
+from control.cli.desk import Desk, printable, read_pattern
 from control.console.escape import ESCAPE_KEY, split_at_escape
 from control.console.questions import QuestionFilter
 from control.console.sink import TIDY_UP
@@ -54,7 +54,7 @@ _UNIT_S = {None: 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.
 def console(desk: Desk) -> int:
     options = desk.options
     name = desk.check_name(options.name)
-    until, wanted = _read_pattern(options.until, "--until"), _read_pattern(options.grep, "--grep")
+    until, wanted = read_pattern(options.until, "--until"), read_pattern(options.grep, "--grep")
     has_terminal = os.isatty(0) and os.isatty(1) and not desk.is_json and wanted is None
     mode: Any = "read" if options.read_only or wanted is not None else "steal" if options.steal else "write"
     who = f"{_find_user()} at {_find_terminal()} (pid {os.getpid()})"
@@ -102,15 +102,6 @@ def _begin_at_a_line(attached: Attached) -> None:
         position = attached.position
         piece = attached.read(4096)
         attached.position = position + piece.find(b"\n") + 1
-
-
-def _read_pattern(text: str | None, option: str) -> re.Pattern[str] | None:
-    if text is None:
-        return None
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise ConfigError(f"{option} is no regular expression: {error}", key=option) from error
 
 
 def _find_user() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -167,6 +168,16 @@ def write_out(text: str) -> None:
 def printable(text: str) -> str:
     """Make `text` safe for a terminal: what a guest wrote may be in it."""
     return "".join(char if char.isprintable() or char == "\t" else "?" for char in text)
+
+
+def read_pattern(text: str | None, option: str) -> re.Pattern[str] | None:
+    """Read a regular expression that a user gave with `option`. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"{option} is no regular expression: {error}", key=option) from error
 
 
 def _find_home() -> Path:

@@ -89,10 +89,28 @@ def build_parser() -> argparse.ArgumentParser:
         sub = add_one(name, f"guest:{name}", summary)
         sub.add_argument("paths", nargs="+", metavar="PATH", help="sources, then where to")
         sub.add_argument("--via", choices=("agent", "ssh"), help="which way (the agent where the guest has it)")
-    sub = add_one("send", "guest:send", "send the guest a message and print its answer")
+    sub = add_one("send", "guest:send", "send the guest a message and print its answer; or type on a console")
     sub.add_argument("text")
-    sub.add_argument("--details", default="{}", metavar="JSON")
+    sub.add_argument("--details", default="{}", metavar="JSON", help="of the message")
     sub.add_argument("--timeout", type=_seconds, default=60.0, metavar="SECONDS")
+    sub.add_argument("--console", metavar="CONSOLE", help="type the text and a line end on this console")
+    sub.add_argument("--no-enter", action="store_true", help="leave out the line end")
+    sub.add_argument("--steal", action="store_true", help="take the keyboard from whoever has it")
+    sub.add_argument("--until", metavar="REGEX", help="then print what the console says, until this")
+    sub = add_one("read", "script:read", "print what a console has said, or says until --until")
+    sub.add_argument("--console", default="", metavar="CONSOLE", help="ttyS0, hvc0, or shell (the first it has)")
+    sub.add_argument("--from", dest="start", type=_position, metavar="WHERE", help="start, prompt, now, or a position")
+    sub.add_argument(
+        "--until", metavar="REGEX", help="wait until it has said this (from its last line, the prompt, on)"
+    )
+    sub.add_argument("--timeout", type=_seconds, default=30.0, metavar="SECONDS")
+    sub = add_one("expect", "script:expect", "run a small script at a console: expect NAME SCRIPT")
+    sub.add_argument("script", metavar="SCRIPT", help="a file, or - for stdin (docs/scripting.md)")
+    sub.add_argument("--console", default="", metavar="CONSOLE", help="ttyS0, hvc0, or shell (the first it has)")
+    sub.add_argument("--from", dest="start", choices=("prompt", "start", "now"), default="prompt")
+    sub.add_argument("--steal", action="store_true", help="take the keyboard from whoever has it")
+    sub.add_argument("--quiet", action="store_true", help="only print what the script prints")
+    sub.add_argument("--timeout", type=_seconds, default=30.0, metavar="SECONDS", help="of each step")
 
     sub = add_one("console", "console:console", "be at a console; Ctrl-] opens a prompt, and leaves")
     _add_console_options(sub)
@@ -187,6 +205,10 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= 1e6:
         raise argparse.ArgumentTypeError(f"{text} is not a time in seconds")
     return seconds
+
+
+def _position(text: str) -> str | int:
+    return text if text in ("start", "prompt", "now") else _count(text)
 
 
 def _count(text: str) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from control.console.escape import ESCAPE_KEY
-from control.console.plain import ESCAPES
 from control.errors import ConfigError, ConsoleError, WaitTimeout
 from control.session.engine import EOF, TIMEOUT, Engine, ExpectTimeout
 from control.session.login import log_in
@@ -21,11 +20,9 @@ from control.vm.attached import Attached
 TIMEOUT_S = 30.0
 """What a wait lasts at most when nothing else is said; pexpect has the same."""
 
-LINE_MAX_BYTES = 4096
-"""How long the last line may be with which a session begins."""
-
-ENTER = "\r"
-"""What the Enter key sends; a tty turns it into a line feed (ICRNL, termios(3))."""
+LINE_END = "\n"
+"""What ends a line that is typed. The Enter key sends `\r`, which a tty makes a line feed of (ICRNL, termios(3)), but
+not while an editor or a shell's line editing has it; a line feed is one at all times, also when it is typed ahead."""
 
 _CONTROLS = {"@": 0, "[": 27, "\\": 28, "]": 29, "^": 30, "_": 31, "?": 127, " ": 0}
 
@@ -96,12 +93,12 @@ class Session:
 
     @property
     def logfile(self) -> Any:
-        """Where what is typed and what is read is written too, with `write` and `flush`; None for nowhere."""
-        return self._engine.logfile
+        """Where what is read is written too, with `write` and `flush`; None for nowhere."""
+        return self._engine.logfile_read
 
     @logfile.setter
     def logfile(self, file: Any) -> None:
-        self._engine.logfile = file
+        self._engine.logfile_read = file
 
     # -- typing ----------------------------------------------------------------------------------------------------
 
@@ -115,8 +112,8 @@ class Session:
         return self._engine.send(text)
 
     def sendline(self, text: str = "") -> int:
-        """Type `text` and Enter. Raises as `send`."""
-        return self.send(text + ENTER)
+        """Type `text` and a line feed; firmware and menus may want `send("\\r")`, the Enter key. Raises as `send`."""
+        return self.send(text + LINE_END)
 
     def sendcontrol(self, letter: str) -> int:
         """Type Ctrl and a letter, or one of `@ [ \\ ] ^ _ ?`: `sendcontrol("c")` is Ctrl-C. Raises as `send`."""
@@ -196,7 +193,15 @@ class Session:
             WaitTimeout: No shell answered.
             SessionEnded: The console ended.
         """
-        return self._shell.run(command, self.timeout if timeout is None else timeout)
+        log, self.logfile = self.logfile, None  # whoever looks on sees the command, and not what is typed around it
+        try:
+            done = self._shell.run(command, self.timeout if timeout is None else timeout)
+        finally:
+            self.logfile = log
+        if log is not None:
+            log.write(f"$ {command}\n{done.output}")
+            log.flush()
+        return done
 
     def login(self, user: str, password: str = "", *, timeout: float | None = None) -> None:
         """Log in at a login prompt, until a shell answers.
@@ -283,13 +288,13 @@ def attach_to_vm(
     from control.vm.reach import connect
 
     runtime = _find_runtime(config)
-    start = {"prompt": -LINE_MAX_BYTES, "start": 0, "now": None}[since]
+    start = {"prompt": None, "start": 0, "now": None}[since]
     attached = Attached(
         lambda: connect(runtime, name), console=console, mode=mode, who=f"a script (pid {os.getpid()})", start=start
     )
     try:
         if since == "prompt":
-            _begin_at_the_last_line(attached)
+            attached.begin_at_the_last_line()
         if mode != "read":
             _wait_for_turn(attached, timeout)
     except BaseException:
@@ -321,16 +326,6 @@ def _find_runtime(config: str | os.PathLike[str] | None) -> Path:
     if given is not None and given.is_dir():
         return find_location(None, cwd=given.absolute(), home=home).runtime
     return find_location(given, cwd=Path.cwd(), home=home).runtime
-
-
-def _begin_at_the_last_line(attached: Attached) -> None:
-    """Go to where the last line begins that says anything; a line that has ended is behind us."""
-    position = attached.position
-    said = attached.read(LINE_MAX_BYTES)
-    ends = said.rfind(b"\n") + 1
-    if not ESCAPES.sub(b"", said[ends:]).strip():
-        ends = len(said)
-    attached.position = position + ends
 
 
 def _wait_for_turn(attached: Attached, timeout: float) -> None:

@@ -96,7 +96,7 @@ class Shell:
                 "there is a login prompt, and no shell", seen=self._engine.seen(), hint="`login` logs in"
             )
         nonce = _make_nonce()
-        self._engine.send(f"{CLEAR_LINE} printf '~%s:s%s~' {_halve(nonce)} \"${{ZSH_VERSION:+z}}\";echo\r")
+        self._engine.send(f"{CLEAR_LINE} printf '~%s:s%s~' {_halve(nonce)} \"${{ZSH_VERSION:+z}}\";echo\n")
         text, ended = self._read_until(lambda text: f"~{nonce}:s" in text and text.endswith("~\r\n"), within_s)
         found = re.search(f"~{nonce}:s(z?)~", _drop_kernel_lines(text, 0.0) if not ended else text)
         if found is None and not ended:
@@ -115,7 +115,7 @@ class Shell:
         mark, word = _halve(nonce), self._type_long(command, deadline)
         self._engine.send(
             f' read _t _u </proc/uptime;printf \'~%s:b%s~\' {mark} "${{_t-}}" {mark} "${{_t-}}";'
-            f"{self._eval} {word};printf '~%s:%d~' {mark} $? {mark} $?;echo\r"
+            f"{self._eval} {word};printf '~%s:%d~' {mark} $? {mark} $?;echo\n"
         )
         end = re.compile(f"~{nonce}:(\\d{{1,3}})~")
         text, ended = self._read_until(lambda recent: _find(end, recent) is not None, deadline - time.monotonic())
@@ -136,7 +136,7 @@ class Shell:
             piece = encoded[at : at + LINE_MAX // 5]
             at += len(piece)
             nonce = _make_nonce()
-            self._engine.send(f" _c={before}'{''.join(piece)}';printf '~%s:p~' {_halve(nonce)};echo\r")
+            self._engine.send(f" _c={before}'{''.join(piece)}';printf '~%s:p~' {_halve(nonce)};echo\n")
             before = '"$_c"'
             _, ended = self._read_until(lambda text, nonce=nonce: f"~{nonce}:p~" in text, deadline - time.monotonic())  # type: ignore[misc]
             if not ended:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from control.console.follow import open_watch
+from control.console.plain import ESCAPES
 from control.errors import ConsoleError, ControlError, HostError, StateError, WaitTimeout
 from control.process.punch import KEPT_BYTES
 from control.vm.remote import Remote, encode_input, read_answer
@@ -28,6 +29,7 @@ SEAT_WAIT_S = 30.0
 LEAVE_WAIT_S = 1.0
 """What was typed last has so long to arrive before a seat is left: with the seat goes what waits in the supervisor."""
 
+LINE_MAX_BYTES = 4096
 LOOK_S = 5.0
 """Some file systems (those of a network among them) tell of no change."""
 
@@ -138,6 +140,14 @@ class Attached:
         data = os.pread(self._descriptor, size, self.position)
         self.position += len(data)
         return data
+
+    def begin_at_the_last_line(self) -> None:
+        """Go back to where the last line begins, if it says anything: to a prompt that waits for us."""
+        end = self.position
+        self.position = max(0, end - LINE_MAX_BYTES)
+        said = self.read(end - self.position)
+        begins = said.rfind(b"\n") + 1
+        self.position = end if not ESCAPES.sub(b"", said[begins:]).strip() else end - len(said) + begins
 
     def wait(self, within_s: float | None, *others: int) -> set[int]:
         """Wait until there may be something to read or attend, or one of `others` is readable; return those that are.
