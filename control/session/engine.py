@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pexpect.exceptions import EOF as EOF  # whoever uses this engine names them
@@ -97,11 +98,11 @@ class Engine(Base):
         self.attached.type(data)
         return len(data)
 
-    def peek(self) -> str:
-        """Return the end of what has come and was matched by nothing yet; takes nothing away."""
+    def last_line(self) -> str:
+        """Return the line the console is at, whoever has read it already: a prompt, perhaps."""
         with contextlib.suppress(TIMEOUT, EOF):
             self._before.write(self.read_nonblocking(READ_BYTES, 0.0))
-        return str(self._before.getvalue()[-READ_BYTES:])
+        return self.tail.text_end(1)
 
     def take_rest(self) -> str:
         """Return, and take away, what was read and matched by nothing yet."""
@@ -116,6 +117,20 @@ class Engine(Base):
         self._buffer.write(text)
         self._before = self.buffer_type()
         self._before.write(text)
+
+    @contextlib.contextmanager
+    def unlogged(self) -> Iterator[None]:
+        """Show whoever looks on nothing of what is read in the body."""
+        log, self.logfile_read = self.logfile_read, None
+        try:
+            yield
+        finally:
+            self.logfile_read = log
+
+    def remember(self, text: str) -> None:
+        """Let `text` be what was seen last."""
+        self.tail = ConsoleTail()
+        self.tail.feed(text.encode())
 
     def seen(self) -> tuple[str, ...]:
         """Return the last lines that came, or, when none did, those that were there before."""

@@ -34,7 +34,8 @@ class _Screen:
     def __init__(self, engine: Engine, deadline: float) -> None:
         self._engine = engine
         self._deadline = deadline
-        self._text = engine.take_rest()
+        self._text = engine.last_line()
+        engine.take_rest()
 
     def type(self, text: str) -> None:
         self._text = ""

@@ -24,7 +24,8 @@ LINE_END = "\n"
 """What ends a line that is typed. The Enter key sends `\r`, which a tty makes a line feed of (ICRNL, termios(3)), but
 not while an editor or a shell's line editing has it; a line feed is one at all times, also when it is typed ahead."""
 
-_CONTROLS = {"@": 0, "[": 27, "\\": 28, "]": 29, "^": 30, "_": 31, "?": 127, " ": 0}
+_CONTROLS = {letter: code for code, letter in enumerate("@abcdefghijklmnopqrstuvwxyz[\\]^_")} | {"?": 127}
+"""The control characters by the key that types them with Ctrl (ASCII)."""
 
 Text = str | type[EOF] | type[TIMEOUT]
 Pattern = Text | re.Pattern[str]
@@ -117,10 +118,8 @@ class Session:
 
     def sendcontrol(self, letter: str) -> int:
         """Type Ctrl and a letter, or one of `@ [ \\ ] ^ _ ?`: `sendcontrol("c")` is Ctrl-C. Raises as `send`."""
-        code = _CONTROLS.get(
-            letter, ord(letter.lower()) - ord("a") + 1 if letter.isascii() and letter.isalpha() else -1
-        )
-        if len(letter) != 1 or code < 0:
+        code = _CONTROLS.get(letter.lower())
+        if code is None:
             raise ConfigError(f"there is no Ctrl-{letter}", key="control", hint="a letter, or one of @ [ \\ ] ^ _ ?")
         return self.send(bytes([code]))
 
@@ -193,14 +192,14 @@ class Session:
             WaitTimeout: No shell answered.
             SessionEnded: The console ended.
         """
-        log, self.logfile = self.logfile, None  # whoever looks on sees the command, and not what is typed around it
-        try:
+        with self._engine.unlogged():
             done = self._shell.run(command, self.timeout if timeout is None else timeout)
-        finally:
-            self.logfile = log
-        if log is not None:
-            log.write(f"$ {command}\n{done.output}")
-            log.flush()
+        # Whoever looks on, or at an error, sees the command, and not what was typed around it.
+        shown = f"$ {command}\n{done.output}"
+        self._engine.remember(shown)
+        if self.logfile is not None:
+            self.logfile.write(shown)
+            self.logfile.flush()
         return done
 
     def login(self, user: str, password: str = "", *, timeout: float | None = None) -> None:

@@ -91,18 +91,21 @@ class Shell:
     def meet(self, within_s: float) -> None:
         """See that a shell answers. Raises ConsoleError for a login prompt, WaitTimeout, SessionEnded."""
         self._eval = ""
-        if LOGIN_PROMPT.search(self._engine.peek()):
+        if LOGIN_PROMPT.search(self._engine.last_line()):
             raise ConsoleError(
                 "there is a login prompt, and no shell", seen=self._engine.seen(), hint="`login` logs in"
             )
         nonce = _make_nonce()
-        self._engine.send(f"{CLEAR_LINE} printf '~%s:s%s~' {_halve(nonce)} \"${{ZSH_VERSION:+z}}\";echo\n")
-        text, ended = self._read_until(lambda text: f"~{nonce}:s" in text and text.endswith("~\r\n"), within_s)
-        found = re.search(f"~{nonce}:s(z?)~", _drop_kernel_lines(text, 0.0) if not ended else text)
-        if found is None and not ended:
+        mark = re.compile(f"~{nonce}:s(z?)~")
+        with self._engine.unlogged():
+            self._engine.send(f"{CLEAR_LINE} printf '~%s:s%s~' {_halve(nonce)} \"${{ZSH_VERSION:+z}}\";echo\n")
+            text, _ = self._read_until(lambda recent: _find(mark, recent) is not None, within_s)
+        found = _find(mark, text)
+        if found is None:
             raise WaitTimeout("a shell to answer", within_s, last_seen=self._engine.seen(),
                               hint="is there a shell's prompt?")  # fmt: skip
-        self._eval = "builtin eval" if found is not None and found[1] else "command eval"
+        self._eval = "builtin eval" if found[1] else "command eval"
+        self._take_rest_of_line(text, mark)
 
     def run(self, command: str, within_s: float) -> Done:
         """Run `command`; see `Session.run`."""
