@@ -62,12 +62,14 @@ def log_in(engine: Engine, shell: Shell, user: str, password: str, within_s: flo
     _wait_for_prompt(engine, screen, deadline, within_s)
     screen.type(user + "\r")
     asked = False
+    heard = time.monotonic()
     while time.monotonic() < deadline:
         seen = screen.wait_until_quiet()
-        # Behind what was typed: its echo is the first line, if there is one.
-        if _REFUSED.search(seen) or (LOGIN_PROMPT.search(seen) and "\n" in seen.strip()):
+        if _REFUSED.search(seen) or (asked and LOGIN_PROMPT.search(seen)):
             raise ConsoleError(f"the login of {user} was refused", seen=engine.seen())
-        if _PASSWORD.search(seen):
+        if LOGIN_PROMPT.search(seen):
+            screen.type(user + "\r")  # getty had not been ready for it
+        elif _PASSWORD.search(seen):
             if asked:
                 raise ConsoleError(f"the login of {user} was refused", seen=engine.seen())
             asked = True
@@ -79,6 +81,11 @@ def log_in(engine: Engine, shell: Shell, user: str, password: str, within_s: flo
                 screen = _Screen(engine, deadline)
                 continue
             return
+        elif not asked and time.monotonic() - heard > NUDGE_S:
+            screen.type("\r")
+        else:
+            continue
+        heard = time.monotonic()
     raise WaitTimeout(f"a shell of {user}" if asked else "a question for the password, or a shell", within_s,
                       last_seen=engine.seen())  # fmt: skip
 

@@ -115,7 +115,7 @@ def test_a_flood_without_a_match_is_bounded() -> None:
 
 def test_keys_are_typed() -> None:
     with session_at(
-        ["sh", "-c", "echo ready; trap 'echo interrupted; exit' INT; while :; do sleep 0.1; done"]
+        ["sh", "-c", "trap 'echo interrupted; exit' INT; echo ready; while :; do sleep 0.1; done"]
     ) as session:
         session.expect("ready")
         session.sendcontrol("c")
@@ -308,6 +308,13 @@ def test_a_login_ends_at_a_shell() -> None:
         assert session.run("echo in").output == "in\n"
     with session_at(["sh", "-c", GETTY]) as session:
         session.login("nopass")
+        assert session.run("echo in").output == "in\n"
+
+
+def test_a_name_that_getty_was_not_ready_for_is_typed_again() -> None:
+    deaf = "printf 'host login: '; sleep 0.5; read -t 0.1 -r lost; " + GETTY
+    with session_at(["bash", "-c", deaf]) as session:
+        session.login("root", "s3cret")
         assert session.run("echo in").output == "in\n"
 
 
