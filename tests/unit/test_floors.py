@@ -45,7 +45,12 @@ PROCESS_DOORS = (
     "control/vm/supervise.py",  # lets go of whoever started it, before there is anything else
     "control/unhinged_launcher.py",  # make, in the foreground, with the user's terminal
 )
-PROGRAMS = ("control/process/keeper.py", "control/process/terminal.py", "control/vm/supervise.py")
+PROGRAMS = (
+    "control/process/keeper.py",
+    "control/process/pty_holder.py",
+    "control/process/terminal.py",
+    "control/vm/supervise.py",
+)
 """Started by themselves, below the faces; the second forks what outlives us."""
 
 RUNS_BEFORE_SET_UP = (
