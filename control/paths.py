@@ -105,8 +105,13 @@ class InstanceFiles:
 
     @property
     def console_logs(self) -> dict[str, Path]:
-        """The log of each console, by the name the guest has for it."""
-        return {"ttyS0": self.serial_log, "hvc0": self.hvc0_log, "shell": self.shell_log}
+        """The log of each console, by the name the guest has for it; `console` is that of a machine without QEMU."""
+        return {
+            "ttyS0": self.serial_log,
+            "hvc0": self.hvc0_log,
+            "shell": self.shell_log,
+            "console": self.serial_log,
+        }
 
     @property
     def consoles(self) -> tuple[tuple[Path, Path, Path], ...]:
@@ -115,6 +120,26 @@ class InstanceFiles:
             (self.serial_log, self.serial_typed, self.directory / "serial.out"),
             (self.hvc0_log, self.hvc0_typed, self.directory / "hvc0.out"),
         )
+
+    @property
+    def holder_job(self) -> Path:
+        """What the holder of a machine without QEMU is to hold."""
+        return self.directory / "holder.job"
+
+    @property
+    def holder_orders(self) -> Path:
+        """A FIFO of what its holder is to do."""
+        return self.directory / "holder.orders"
+
+    @property
+    def holder_state(self) -> Path:
+        """That it runs, or how it is connected."""
+        return self.directory / "holder.state"
+
+    @property
+    def holder_end(self) -> Path:
+        """How it ended."""
+        return self.directory / "holder.end"
 
     @property
     def messages(self) -> Path:
@@ -194,8 +219,9 @@ class InstanceFiles:
 
     @property
     def fleeting(self) -> tuple[Path, ...]:
-        """What only a QEMU that runs needs."""
-        return (*self.all_sockets, self.pid)
+        """What only a machine that runs needs."""
+        holder = (self.holder_job, self.holder_orders, self.holder_state, self.holder_end)
+        return (*self.all_sockets, self.pid, *holder)
 
 
 def check_instance_name(name: str) -> str:

@@ -1,4 +1,5 @@
-"""Builds the exact QEMU command line of a VM (floor 2); `control.vm` starts it, tests hold it against the real binary.
+"""Builds the exact command line of a machine (floor 2): of its QEMU, or of its holder. `control.vm` starts it, tests
+hold it against the real binary.
 
 Each function returns option/value rows for one part of the machine. Values are either JSON, where QEMU takes it
 (`-blockdev`, `-device`, `-netdev`, `-object`), or keyword lists in which a comma is doubled.
@@ -9,11 +10,14 @@ Source: QEMU's own `-help` and manual (system/invocation), version 7.2.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from control.paths import InstanceFiles
+from control.paths import ROOT, InstanceFiles
+from control.spec.held import ProcessSpec, SerialSpec
 from control.spec.network import Forward, Network
+from control.spec.plain import AnySpec
 from control.spec.vm_spec import (
     CPU_MODELS,
     SANDBOX,
@@ -34,11 +38,17 @@ AGENT_PORT = "org.unhinged.agent.0"
 BULK_PORT = "org.unhinged.bulk.0"
 """The port beside it, which carries the agent's streams (docs/protocol.md)."""
 
+_HOLDERS = ROOT / "control" / "process"
+
 Rows = list[tuple[str, ...]]
 
 
-def build_argv(spec: Spec, files: InstanceFiles) -> tuple[str, ...]:
-    """Return the command line that starts `spec` paused (`-S`), with its sockets and logs at `files`."""
+def build_argv(spec: AnySpec, files: InstanceFiles) -> tuple[str, ...]:
+    """Return the command line that starts `spec`, with its sockets and logs at `files`; a VM is paused (`-S`)."""
+    if isinstance(spec, ProcessSpec):
+        return (sys.executable, "-I", "-S", str(_HOLDERS / "pty_holder.py"), str(files.pid))
+    if isinstance(spec, SerialSpec):
+        return (sys.executable, "-I", str(_HOLDERS / "serial_holder.py"), str(files.pid))
     if isinstance(spec, RawSpec):
         return _build_raw_argv(spec, files)
     rows: Rows = [

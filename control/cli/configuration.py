@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import control
 from control.cli.desk import Desk, describe_error, printable, show_error, write_out
-from control.errors import EXIT_USAGE, HostError
+from control.errors import EXIT_USAGE, ConfigError, HostError
 from control.paths import SCHEMAS
 from control.spec.fleet import build_words, get_vm
+from control.spec.held import HeldSpec
 from control.spec.vm_spec import RawSpec, VMSpec
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def explain(desk: Desk) -> int:
 
     name = desk.options.name
     planned, argv = _plan(desk, name)
+    if isinstance(planned.spec, HeldSpec):
+        raise ConfigError(f"{name} is no VM: there is no command line of QEMU", hint=f"unhinged config show {name}")
     words = build_words(desk.fleet, get_vm(desk.fleet, name), planned.ports)
     rest = argv[1:]
     if isinstance(planned.spec, RawSpec):

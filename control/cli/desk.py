@@ -86,6 +86,10 @@ class Desk:
             raise ConfigError("no VM is named", hint=f"name one of: {', '.join(self.fleet.names[:20])}; or say --all")
         return list(dict.fromkeys(self.check_name(name) for name in names))
 
+    def is_held(self, name: str) -> bool:
+        """Whether no QEMU runs the machine `name`: it has one console, and neither monitor nor agent."""
+        return self.fleet.vms[name].held is not None
+
     def plan(self, name: str, *, make: bool = True) -> Planned:
         """Say what the VM `name` comes to on this host; with `make` its disks are made (call with its lock held).
 

@@ -108,11 +108,11 @@ def _choose_way(desk: Desk, name: str) -> str:
 
 def send(desk: Desk) -> int:
     options = desk.options
-    if options.console is not None:
+    name = desk.check_name(options.name)
+    if options.console is not None or desk.is_held(name):
         from control.cli.script import type_text
 
         return type_text(desk)
-    name = desk.check_name(options.name)
     params = {"text": options.text, "details": read_json(options.details, "--details"), "timeout_s": options.timeout}
     with connect(desk.runtime, name) as remote:
         answer = remote.call("send", params, timeout_s=options.timeout + 30.0)["answer"]

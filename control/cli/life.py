@@ -155,6 +155,8 @@ def _start_held(desk: Desk, name: str, lock: int, *, is_paused: bool) -> None:
     early = desk.hired.get(name)
     with contextlib.nullcontext(early) if early is not None else hire(name, files.directory) as hired:
         planned = desk.plan(name)
+        if is_paused and desk.is_held(name):
+            raise ConfigError(f"{name} is no VM: it cannot be started paused", key="--paused", hint="leave that out")
         for line in () if desk.is_json else planned.notes:
             desk.note_once(line)
         job = {

@@ -25,7 +25,7 @@ SHOWN_MAX_BYTES = 16 << 20
 FEW_LINES = 10
 """What is shown of the console and of QEMU's outputs where no number is given, as qqmgr does."""
 
-CONSOLE_DEFAULTS = {"console": "ttyS0", "steal": False, "read_only": False, "no_history": False, "since": None,
+CONSOLE_DEFAULTS = {"console": "", "steal": False, "read_only": False, "no_history": False, "since": None,
                     "grep": None, "until": None, "timeout": None}  # fmt: skip
 """What `console` has without options."""
 

@@ -16,7 +16,7 @@ _SPLIT_AT_DASHES = ("exec", "ssh", "gdb")
 """Commands whose last words are a command line of their own."""
 
 WAITS = ("running", "boot", "agent", "ssh")
-CONSOLES = ("ttyS0", "hvc0", "shell")
+CONSOLES = ("ttyS0", "hvc0", "shell", "console")
 LOGS = ("serial", "hvc0", "qemu", "stdout", "messages", "supervisor")
 
 
@@ -98,7 +98,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--steal", action="store_true", help="take the keyboard from whoever has it")
     sub.add_argument("--until", metavar="REGEX", help="then print what the console says, until this")
     sub = add_one("read", "script:read", "print what a console has said, or says until --until")
-    sub.add_argument("--console", default="", metavar="CONSOLE", help="ttyS0, hvc0, or shell (the first it has)")
+    sub.add_argument(
+        "--console", default="", metavar="CONSOLE", help="ttyS0, hvc0, shell, or console (the first it has)"
+    )
     sub.add_argument("--from", dest="start", type=_position, metavar="WHERE", help="start, prompt, now, or a position")
     sub.add_argument(
         "--until", metavar="REGEX", help="wait until it has said this (from its last line, the prompt, on)"
@@ -106,7 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--timeout", type=_seconds, default=30.0, metavar="SECONDS")
     sub = add_one("expect", "script:expect", "run a small script at a console: expect NAME SCRIPT")
     sub.add_argument("script", metavar="SCRIPT", help="a file, or - for stdin (docs/scripting.md)")
-    sub.add_argument("--console", default="", metavar="CONSOLE", help="ttyS0, hvc0, or shell (the first it has)")
+    sub.add_argument(
+        "--console", default="", metavar="CONSOLE", help="ttyS0, hvc0, shell, or console (the first it has)"
+    )
     sub.add_argument("--from", dest="start", choices=("prompt", "start", "now"), default="prompt")
     sub.add_argument("--steal", action="store_true", help="take the keyboard from whoever has it")
     sub.add_argument("--quiet", action="store_true", help="only print what the script prints")
@@ -176,7 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_recording_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--console", choices=CONSOLES, default="ttyS0", help="which one")
+    sub.add_argument("--console", choices=CONSOLES, default="", help="which one (the first it has)")
     sub.add_argument("--from", dest="mark", metavar="MARK", help="from this phase of the boot or message on")
 
 
@@ -188,7 +192,9 @@ def _speed(text: str) -> float:
 
 
 def _add_console_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--console", default="", metavar="CONSOLE", help="ttyS0, hvc0, or shell (the first it has)")
+    sub.add_argument(
+        "--console", default="", metavar="CONSOLE", help="ttyS0, hvc0, shell, or console (the first it has)"
+    )
     who = sub.add_mutually_exclusive_group()
     who.add_argument("--steal", action="store_true", help="take the keyboard from whoever has it")
     who.add_argument("--read-only", action="store_true", help="do not type")

@@ -40,29 +40,31 @@ _ENDS = (signal.SIGTERM, signal.SIGHUP)
 def cast(desk: Desk) -> int:
     options = desk.options
     name = desk.check_name(options.name)
-    log, times = _find_files(desk, name)
+    console, log, times = _find_files(desk, name)
     try:
         recording = open_recording(log, times)
     except FileNotFoundError:
         raise StateError(
-            f"{name} has no recording of {options.console}: there are no times to its log",
+            f"{name} has no recording of {console}: there are no times to its log",
             state="DEFINED",
             required=("STARTING",),
             hint=f"it was started by an older version: start it anew; its log itself: unhinged logs {name}",
         ) from None
     with recording:
         place = recording.find_mark(options.mark) if options.mark is not None else None
-        lines = build_cast(recording, f"{name}: {options.console}", place)
+        lines = build_cast(recording, f"{name}: {console}", place)
         if options.file != "-":
             written = _write_file(Path(options.file), lines)
         elif desk.is_json:
-            _show_cast(desk, name, recording, lines)
+            _show_cast(desk, name, console, recording, lines)
             return 0
         else:
             for line in lines:
                 sys.stdout.write(line)
             return 0
-        desk.show(_describe(desk, name, recording, file=options.file, size=written), f"{options.file}: {written} bytes")
+        desk.show(
+            _describe(name, console, recording, file=options.file, size=written), f"{options.file}: {written} bytes"
+        )
     return 0
 
 
@@ -71,7 +73,7 @@ def replay(desk: Desk) -> int:
     if desk.is_json:
         raise ConfigError("a replay has no document", key="--json", hint=f"unhinged cast {options.name} --json")
     name = desk.check_name(options.name)
-    log, times = _find_files(desk, name)
+    _, log, times = _find_files(desk, name)
     with contextlib.ExitStack() as stack:
         start = 0.0
         try:
@@ -88,10 +90,10 @@ def replay(desk: Desk) -> int:
         return player.play(_pace(pieces, start, speed=options.speed, idle_limit_s=options.idle_limit))
 
 
-def _find_files(desk: Desk, name: str) -> tuple[Path, Path]:
-    """Find the log of the console that is asked for, and where its times are, if there are any."""
+def _find_files(desk: Desk, name: str) -> tuple[str, Path, Path]:
+    """Find the console that is asked for, its log, and where its times are, if there are any."""
     files = look(desk.runtime, name).files
-    console = desk.options.console
+    console = desk.options.console or ("console" if desk.is_held(name) else "ttyS0")
     log = files.console_logs[console]
     if not log.exists():
         raise StateError(
@@ -100,14 +102,14 @@ def _find_files(desk: Desk, name: str) -> tuple[Path, Path]:
             required=("STARTING",),
             hint=f"unhinged start {name}",
         )
-    return log, InstanceFiles.times_of(log)
+    return console, log, InstanceFiles.times_of(log)
 
 
-def _describe(desk: Desk, name: str, recording: Recording, **more: object) -> dict[str, object]:
+def _describe(name: str, console: str, recording: Recording, **more: object) -> dict[str, object]:
     marks = [{"time": place.time, "label": label} for label, place in recording.marks()]
     return {
         "name": name,
-        "console": desk.options.console,
+        "console": console,
         "columns": recording.columns,
         "rows": recording.rows,
         "started_at": recording.started_at,
@@ -116,7 +118,7 @@ def _describe(desk: Desk, name: str, recording: Recording, **more: object) -> di
     }
 
 
-def _show_cast(desk: Desk, name: str, recording: Recording, lines: Iterator[str]) -> None:
+def _show_cast(desk: Desk, name: str, console: str, recording: Recording, lines: Iterator[str]) -> None:
     kept, size = [], 0
     for line in lines:
         kept.append(line)
@@ -125,7 +127,7 @@ def _show_cast(desk: Desk, name: str, recording: Recording, lines: Iterator[str]
             raise ConfigError(
                 "the recording is too long for a document", key="FILE", hint=f"unhinged cast {name} FILE.cast"
             )
-    desk.show(_describe(desk, name, recording, cast="".join(kept), size=size))
+    desk.show(_describe(name, console, recording, cast="".join(kept), size=size))
 
 
 def _write_file(path: Path, lines: Iterator[str]) -> int:

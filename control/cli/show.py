@@ -10,6 +10,7 @@ from control.spec.declaration import VMDeclaration
 from control.spec.limits import Limits
 from control.spec.network import Forward
 from control.vm.forwards import list_forwards
+from control.vm.holder import read_state
 from control.vm.reach import Seen, connect
 
 STATUS_TIMEOUT_S = 5.0
@@ -49,6 +50,7 @@ def _describe(vm: VMDeclaration, seen: Seen) -> dict[str, Any]:
     ports = seen.record.ports if seen.record is not None else {}
     return {
         "name": vm.name,
+        "kind": vm.kind,
         "state": seen.state,
         "pid": seen.pid,
         "ssh": None if vm.ssh is None else {"port": _find_port(vm, ports)},
@@ -100,6 +102,7 @@ def _find_status(desk: Desk, name: str) -> dict[str, Any]:
         "supervisor_pid": living.get("supervisor_pid"),
         "limits": _find_limits(spec, record.group if record is not None else {}),
         "forwards": [str(forward) for forward in list_forwards(spec, changes)],
+        "holder": read_state(files) if desk.is_held(name) and seen.is_running else None,
         "network": [":".join(filter(None, network.values())) for network in spec.get("networks", ())],
     }
 
@@ -109,11 +112,21 @@ def _find_limits(spec: dict[str, Any], group: dict[str, Any]) -> dict[str, Any] 
     return {**limits, "kept_by": group["kind"]} if group else None
 
 
+def _list_held(holder: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if holder is None:
+        return []
+    if "pid" in holder:
+        return [("program", f"pid {holder['pid']}")]
+    return [("line", f"{holder['port']}, connected" if holder["connected"] else holder["why"])]
+
+
 def _to_text(found: dict[str, Any]) -> str:
     state = found["state"] + (f" ({found['runstate']})" if found["runstate"] else "")
     rows = [("state", state)]
     if found["pid"]:
         rows.append(("pid", str(found["pid"])))
+        rows += _list_held(found["holder"])
+    if found["pid"] and found["kind"] == "vm":
         rows.append(("agent", "ready" if found["agent_ready"] else "no answer yet" if found["has_agent"] else "none"))
     if found["restarts"]:
         rows.append(("started", f"again, {found['restarts']} times" if found["restarts"] > 1 else "again, once"))

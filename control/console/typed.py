@@ -1,4 +1,4 @@
-"""What is typed on a console (floor 2): the FIFO from which QEMU reads it; made by `control.vm`."""
+"""What is typed on a console (floor 2): the FIFO from which QEMU, or a holder, reads it; made by `control.vm`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Typed:
             self._descriptor = -1
 
     async def write(self, data: bytes) -> None:
-        """Type `data`; returns when QEMU has been given all of it, which takes as long as the guest does not read.
+        """Type `data`; returns when all of it was handed over, which takes as long as the guest does not read.
 
         Raises:
-            ConsoleError: QEMU is gone; how much of `data` arrived is unknown.
+            ConsoleError: Nobody reads the FIFO any more; how much of `data` arrived is unknown.
         """
         async with self._lock:
             try:
@@ -39,7 +39,9 @@ class Typed:
                     except BlockingIOError:
                         await self._wait_for_room()
             except OSError as error:
-                raise ConsoleError("the console is gone: QEMU hung up", hint="is the VM still running?") from error
+                raise ConsoleError(
+                    "the console is gone: nobody reads what is typed", hint="is the machine still running?"
+                ) from error
 
     async def _wait_for_room(self) -> None:
         loop = asyncio.get_running_loop()

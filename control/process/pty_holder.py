@@ -1,9 +1,9 @@
 """The holder's own program: `pty_holder.py PID_FILE` (floor 2), for machines that are a program on a terminal here.
 
 It is to a program what QEMU is to a guest: it has the terminal, writes what the program says to the file `serial`,
-types what comes over the FIFO `serial.in`, sets the size that comes over `serial.size`, and outlives whoever started
-it. What to run stands in `holder.json`, how it ended in `ended.json`; `child.json` says that it runs. SIGTERM asks the
-program, and all that it started on that terminal, to end; SIGQUIT ends them.
+types what comes over the FIFO `serial.in`, does what the lines of the FIFO `holder.orders` say (`size ROWS COLUMNS`),
+and outlives whoever started it. What to run stands in `holder.job`, that it runs in `holder.state`, and how it ended in
+`holder.end`. SIGTERM asks the program, and all that it started on that terminal, to end; SIGQUIT ends them.
 """
 
 import errno
@@ -33,7 +33,7 @@ PR_SET_PDEATHSIG = 1
 def main() -> int:
     pid_file = sys.argv[1]
     os.chdir(os.path.dirname(pid_file))
-    with open("holder.json", encoding="utf-8") as file:
+    with open("holder.job", encoding="utf-8") as file:
         job = json.load(file)
     write("pid", str(os.getpid()))
     waking, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -44,18 +44,18 @@ def main() -> int:
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     log = os.open("serial", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     typed = os.open("serial.in", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    sizes = os.open("serial.size", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    orders = os.open("holder.orders", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     child, failure = start(job, slave)
     os.close(slave)
     if failure:
         os.waitpid(child, 0)
-        write("ended.json", json.dumps({"error": failure}))
+        write("holder.end", json.dumps({"error": failure}))
         return 1
-    write("child.json", json.dumps({"pid": child}))
-    status = Holder(child, master, log, typed, sizes, waking).hold()
+    write("holder.state", json.dumps({"pid": child}))
+    status = Holder(child, master, log, typed, orders, waking).hold()
     end_session(child, signal.SIGHUP, signal.SIGCONT, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(status)
-    write("ended.json", json.dumps({"exit_code": code if code >= 0 else 128 - code, "signal": max(0, -code)}))
+    write("holder.end", json.dumps({"exit_code": code if code >= 0 else 128 - code, "signal": max(0, -code)}))
     return 0
 
 
@@ -75,7 +75,7 @@ def start(job: "dict[str, object]", slave: int) -> "tuple[int, str]":
         try:
             become(job, slave, holder)
         except OSError as error:
-            os.write(writing, f"{error.strerror}: {error.filename}".encode())
+            os.write(writing, f"{error.filename} cannot be used: {error.strerror}".encode())
         finally:
             os._exit(127)
     os.close(writing)
@@ -103,22 +103,25 @@ def become(job: "dict[str, object]", slave: int, holder: int) -> None:
         os._exit(127)
     command = [str(word) for word in job["command"]]  # type: ignore[attr-defined]
     environment = {"TERM": "xterm-256color", **os.environ, **job["env"]}  # type: ignore[dict-item]
-    os.chdir(str(job["directory"]))
+    try:
+        os.chdir(str(job["directory"]))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"the directory {job['directory']}") from error
     try:
         os.execvpe(command[0], command, environment)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, command[0]) from error
+        raise OSError(error.errno, error.strerror, f"the program {command[0]}") from error
 
 
 class Holder:
     """Carries bytes between a terminal and files, until the program on it has ended."""
 
-    def __init__(self, child: int, master: int, log: int, typed: int, sizes: int, waking: int) -> None:
+    def __init__(self, child: int, master: int, log: int, typed: int, orders: int, waking: int) -> None:
         self.child = child
         self.master = master
         self.log = log
         self.typed = typed
-        self.sizes = sizes
+        self.orders = orders
         self.waking = waking
         self.said = b""
         self.keys = b""
@@ -138,7 +141,7 @@ class Holder:
     def turn(self) -> None:
         poller = select.poll()
         poller.register(self.waking, select.POLLIN)
-        poller.register(self.sizes, select.POLLIN)
+        poller.register(self.orders, select.POLLIN)
         if self.is_open:
             # What cannot be written yet is not read either: a full disk holds the program up, and loses nothing.
             poller.register(self.master, (0 if self.said else select.POLLIN) | (select.POLLOUT if self.keys else 0))
@@ -148,8 +151,8 @@ class Holder:
         for descriptor, events in poller.poll(None if wait_s is None else wait_s * 1000):
             if descriptor == self.waking:
                 self.take_signals()
-            elif descriptor == self.sizes:
-                self.take_size()
+            elif descriptor == self.orders:
+                self.take_orders()
             elif descriptor == self.typed:
                 self.keys = os.read(self.typed, TYPED_BYTES)
             elif events & select.POLLOUT:
@@ -182,10 +185,10 @@ class Holder:
         except OSError:
             self.keys = b""
 
-    def take_size(self) -> None:
-        line = os.read(self.sizes, 4096).splitlines()[-1]
-        rows, columns = (int(word) for word in line.split())
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    def take_orders(self) -> None:
+        for line in os.read(self.orders, 4096).splitlines():
+            _, rows, columns = line.split()
+            fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", int(rows), int(columns), 0, 0))
 
     def take_signals(self) -> None:
         for number in os.read(self.waking, 4096):

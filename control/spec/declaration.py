@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from control.errors import ConfigError
+from control.spec.held import HeldSpec
+from control.spec.held_declaration import COMMON_KEYS, PROCESS_KEYS, SERIAL_KEYS, check_kind, read_held
 from control.spec.limits import NO_LIMITS, Limits
 from control.spec.network import (
     LOOPBACK,
@@ -28,17 +30,18 @@ from control.spec.tomlfile import find_nearest, name_type, show_value
 from control.spec.vm_spec import CPUS_MAX, MEMORY_MAX_BYTES, MEMORY_MIN_BYTES
 from control.units import MIB, format_size, parse_size_bytes
 
-VM_KEYS = (
-    "kind", "abstract", "extends", "depends_on", "restart", "limits", "sandbox",
-    "cmd", "qemu_args", "vars", "ssh",
+QEMU_KEYS = (
+    "limits", "sandbox", "cmd", "qemu_args", "ssh",
     "image", "iso", "disk", "kernel", "initrd", "append", "boot", "firmware", "machine",
     "memory", "cpus", "accel", "net", "forward", "share", "display", "agent",
 )  # fmt: skip
+KEYS_OF_KIND = {"vm": QEMU_KEYS, "process": PROCESS_KEYS, "serial": SERIAL_KEYS}
+VM_KEYS = tuple(dict.fromkeys((*COMMON_KEYS, *QEMU_KEYS, *PROCESS_KEYS, *SERIAL_KEYS)))
 DISK_KEYS = ("path", "size", "format", "interface", "serial", "read_only")
 FORWARD_KEYS = ("host", "guest", "address", "protocol")
 SHARE_KEYS = ("path", "tag")
 LIMIT_KEYS = ("cpu", "memory")
-KINDS = ("vm",)
+KINDS = tuple(KEYS_OF_KIND)
 RESTARTS = ("no", "on-failure", "always")
 BOOTS = ("direct", "iso", "disk")
 FIRMWARES = ("bios", "uefi")
@@ -130,6 +133,7 @@ class VMDeclaration:
         abstract: Only there to be extended: not started, not listed.
         cmd: Words for QEMU, split at white space after their variables are filled in.
         qemu_args: The same, each one word whatever is in it.
+        held: What it is when no QEMU runs it; nothing else is declared of it then but what all kinds have.
     """
 
     name: str
@@ -162,6 +166,7 @@ class VMDeclaration:
     display: Literal["std", "none"] | None = None
     agent: bool | None = None
     is_raw: bool = False
+    held: HeldSpec | None = None
 
     @property
     def host_forwards(self) -> tuple[Forward, ...]:
@@ -232,17 +237,20 @@ def read_vm(table: Table, name: str, *, around: Surroundings) -> VMDeclaration:
     """Read `[vm.NAME]`, merged with what it extends; what is wrong with it is reported to its problems."""
     table.check_keys(VM_KEYS, kind="keys of a VM")
     table.text("extends", "the name of a VM")  # followed before the tables were merged
+    kind = table.choice("kind", KINDS) or "vm"
+    check_kind(table, kind, KEYS_OF_KIND)
+    limits = _read_limits(table)
     is_raw = "cmd" in table and not any(key in table for key in BOOT_KEYS)
     networks = _read_networks(table)
     forwards_ports = networks is None or any(network.kind in FORWARDING_NETWORKS for network in networks)
     declared = VMDeclaration(
         name=name,
         chain=tuple(table.chain),
-        kind=table.choice("kind", KINDS) or "vm",
+        kind=kind,
         abstract=bool(table.boolean("abstract")),
         depends_on=table.texts("depends_on", "an array of names of VMs") or (),
         restart=cast(Any, table.choice("restart", RESTARTS) or "no"),
-        limits=_read_limits(table),
+        limits=limits,
         sandbox=table.boolean("sandbox"),
         cmd=table.texts("cmd", filled=False) or (),
         qemu_args=table.texts("qemu_args", filled=False) or (),
@@ -266,6 +274,7 @@ def read_vm(table: Table, name: str, *, around: Surroundings) -> VMDeclaration:
         display=cast(Any, table.choice("display", DISPLAYS)),
         agent=table.boolean("agent"),
         is_raw=is_raw,
+        held=read_held(table, kind, name, limits, around) if kind != "vm" else None,
     )
     _check_boot(table, declared)
     _check_networks(table, declared)

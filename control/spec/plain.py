@@ -8,25 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from control.errors import ConfigError
+from control.spec.held import HeldSpec, ProcessSpec, SerialSpec
 from control.spec.limits import Limits
 from control.spec.network import Forward, Network
 from control.spec.vm_spec import Boot, DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
 
+AnySpec = Spec | HeldSpec
+
 _BOOTS: dict[str, type[Boot]] = {"direct": DirectBoot, "iso": IsoBoot, "disk": DiskBoot}
+_KINDS: dict[type[AnySpec], str] = {VMSpec: "declared", RawSpec: "raw", ProcessSpec: "process", SerialSpec: "serial"}
 _PATHS = {"path", "kernel", "initrd", "iso", "ovmf", "directory"}
 
 
-def to_plain(spec: Spec) -> dict[str, Any]:
+def to_plain(spec: AnySpec) -> dict[str, Any]:
     """Return `spec` as values that JSON knows."""
     plain = _flatten(spec)
-    plain["kind"] = "raw" if isinstance(spec, RawSpec) else "declared"
+    plain["kind"] = _KINDS[type(spec)]
     if isinstance(spec, VMSpec):
         plain["boot"]["kind"] = next(name for name, kind in _BOOTS.items() if isinstance(spec.boot, kind))
     result: dict[str, Any] = plain
     return result
 
 
-def from_plain(plain: Mapping[str, Any]) -> Spec:
+def from_plain(plain: Mapping[str, Any]) -> AnySpec:
     """Return the specification that `to_plain` was given.
 
     Raises:
@@ -35,6 +39,11 @@ def from_plain(plain: Mapping[str, Any]) -> Spec:
     try:
         values = dict(plain)
         kind = values.pop("kind")
+        if kind == "serial":
+            return SerialSpec(**values)
+        if kind == "process":
+            limits = Limits(**values.pop("limits"))
+            return ProcessSpec(**{**_with_paths(values), "command": tuple(values["command"])}, limits=limits)
         values["networks"] = tuple(Network(**network) for network in values["networks"])
         values["forwards"] = tuple(Forward(**forward) for forward in values["forwards"])
         values["share"] = Share(**_with_paths(values["share"])) if values["share"] is not None else None
@@ -57,6 +66,8 @@ def from_plain(plain: Mapping[str, Any]) -> Spec:
 def _flatten(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: _flatten(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _flatten(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return [_flatten(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -1,4 +1,4 @@
-"""Starts the QEMU of a VM and records it (floor 3).
+"""Starts the QEMU of a VM, or the holder of another machine, and records it (floor 3).
 
 Quick to import: a supervisor starts QEMU first, and loads the rest of itself while QEMU sets itself up.
 """
@@ -17,8 +17,9 @@ from control.argv import build_argv
 from control.errors import HostError
 from control.paths import InstanceFiles
 from control.process.handle import Keeper, ProcessHandle, start_keeper, start_process
-from control.spec.plain import to_plain
-from control.spec.vm_spec import RawSpec, Spec
+from control.spec.held import HeldSpec
+from control.spec.plain import AnySpec, to_plain
+from control.spec.vm_spec import RawSpec
 from control.vm.instance import Record, read_host_boot_id, remove_stale_files, write_atomically, write_record
 from control.vm.states import State
 
@@ -28,23 +29,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Newborn:
-    """A QEMU whose CPUs have not run yet, and which nobody is connected to.
+    """A machine that has just been started, and which nobody is connected to; the CPUs of a VM have not run yet.
 
     Attributes:
-        keeper: Ends QEMU should this process be killed.
+        keeper: Ends it should this process be killed.
     """
 
-    spec: Spec
+    spec: AnySpec
     record: Record
     process: ProcessHandle
     keeper: Keeper
 
 
 @contextlib.contextmanager
-def start_qemu(
-    spec: Spec, files: InstanceFiles, *, ports: Mapping[str, int], restart: str = "no", waits: bool = False
+def start_machine(
+    spec: AnySpec, files: InstanceFiles, *, ports: Mapping[str, int], restart: str = "no", waits: bool = False
 ) -> Iterator[Newborn]:
-    """Start the QEMU of `spec`, and end it on leaving, unless its handle was released.
+    """Start the QEMU or the holder of `spec`, and end it on leaving, unless its handle was released.
 
     The caller holds the instance's lock.
 
@@ -56,6 +57,8 @@ def start_qemu(
     """
     remove_stale_files(files)
     lay_consoles(files)
+    if isinstance(spec, HeldSpec):
+        lay_holder(spec, files)
     argv = build_argv(spec, files)
     write_atomically(files.argv, json.dumps(argv, indent=1).encode())
     with start_keeper(files.pid, files.logs) as keeper:
@@ -77,7 +80,7 @@ def start_qemu(
 
 
 def lay_consoles(files: InstanceFiles) -> None:
-    """Make the files QEMU's consoles are. The log is a new one: who still reads that of the last run may read on.
+    """Make the files that consoles are. The log is a new one: who still reads that of the last run may read on.
 
     Raises:
         HostError: One cannot be made.
@@ -95,8 +98,17 @@ def lay_consoles(files: InstanceFiles) -> None:
             raise HostError(f"{log} cannot be made: {error.strerror}", hint="make room on that disk") from error
 
 
+def lay_holder(spec: HeldSpec, files: InstanceFiles) -> None:
+    """Write down what a holder is to hold, and make the way on which it is told what to do. Raises HostError."""
+    write_atomically(files.holder_job, json.dumps(to_plain(spec)).encode())
+    try:
+        os.mkfifo(files.holder_orders, 0o600)
+    except OSError as error:
+        raise HostError(f"{files.holder_orders} cannot be made: {error.strerror}", hint="make room there") from error
+
+
 def build_record(
-    spec: Spec,
+    spec: AnySpec,
     files: InstanceFiles,
     pid: int,
     start_ticks: int,
@@ -105,7 +117,7 @@ def build_record(
     restart: str = "no",
     waits: bool = False,
 ) -> Record:
-    """Say of a QEMU that has just been started for `spec` all that is needed to find and adopt it."""
+    """Say of a machine that has just been started from `spec` all that is needed to find and adopt it."""
     return Record(
         name=spec.name,
         state=State.STARTING.value,
@@ -126,8 +138,8 @@ def build_record(
     )
 
 
-def _start_process(spec: Spec, files: InstanceFiles, argv: Sequence[str]) -> tuple[ProcessHandle, Group | None]:
-    """Start QEMU, within its limits when it has some. Raises HostError; nothing is left."""
+def _start_process(spec: AnySpec, files: InstanceFiles, argv: Sequence[str]) -> tuple[ProcessHandle, Group | None]:
+    """Start it, within its limits when it has some. Raises HostError; nothing is left."""
     cwd = spec.directory if isinstance(spec, RawSpec) else files.directory
     if not spec.limits:
         return start_process(argv, output=files.qemu_output, errors=files.qemu_log, cwd=cwd), None

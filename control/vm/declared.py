@@ -19,6 +19,7 @@ from control.process.run import run
 from control.spec.declaration import DiskDeclaration, ShareDeclaration, VMDeclaration
 from control.spec.fleet import Fleet, build_append, build_words
 from control.spec.network import Forward, Network
+from control.spec.plain import AnySpec
 from control.spec.vm_spec import (
     Accelerator,
     Boot,
@@ -29,7 +30,6 @@ from control.spec.vm_spec import (
     IsoBoot,
     RawSpec,
     Share,
-    Spec,
     VMSpec,
 )
 from control.units import MIB
@@ -56,14 +56,14 @@ CPUS = 2
 
 @dataclass(frozen=True)
 class Planned:
-    """A VM that can be started.
+    """A machine that can be started.
 
     Attributes:
         ports: Those that were picked, by `Forward.key`.
         notes: What the user should know of this host, each one line; the same for all VMs that it concerns.
     """
 
-    spec: Spec
+    spec: AnySpec
     ports: Mapping[str, int]
     notes: tuple[str, ...] = ()
 
@@ -85,6 +85,8 @@ async def plan_vm(
         ConfigError, ImageError: What is declared is not possible; nothing was made.
         HostError: QEMU or another program is missing, a port is taken, or the host has no room.
     """
+    if vm.held is not None:
+        return Planned(vm.held, {})
     with _naming(vm):
         forwards, ports = _pick_ports(vm, known_ports, make=make)
         if make:

@@ -20,7 +20,7 @@ from control.errors import ControlError
 from control.log import LOG, write_log
 from control.paths import InstanceFiles
 from control.spec.plain import from_plain
-from control.vm.birth import Newborn, start_qemu
+from control.vm.birth import Newborn, start_machine
 from control.vm.instance import note_failure
 from control.vm.report import Report
 
@@ -99,7 +99,7 @@ def _do(job: dict[str, Any], report: Report) -> None:
 def _start(job: dict[str, Any], files: InstanceFiles, stack: ExitStack) -> Newborn:
     ports, restart, waits = job["ports"], job["restart"], job["waits"]
     try:
-        starting = start_qemu(from_plain(job["spec"]), files, ports=ports, restart=restart, waits=waits)
+        starting = start_machine(from_plain(job["spec"]), files, ports=ports, restart=restart, waits=waits)
         return stack.enter_context(starting)
     except ControlError as error:
         note_failure(files, error)

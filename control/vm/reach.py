@@ -17,6 +17,7 @@ from control.errors import ControlError, HostError, StateError, WaitTimeout
 from control.failure import RemoteError
 from control.paths import InstanceFiles, find_instance_files
 from control.vm.hire import hire
+from control.vm.holder import is_held, read_end
 from control.vm.instance import Record, find_running, read_record, write_record
 from control.vm.remote import Remote, find_remote
 from control.vm.states import State
@@ -99,7 +100,18 @@ def _look_at_ours(runtime: Path, name: str) -> Seen:
         return Seen(name, files, record, process.pid, record.state, record.note)
     if record.state in (State.STOPPED.value, State.FAILED.value):
         return Seen(name, files, record, None, record.state, record.note)
-    return Seen(name, files, record, None, State.FAILED.value, "its QEMU is gone, and nobody saw it end")
+    state, note = _find_end(files, record)
+    return Seen(name, files, record, None, state.value, note)
+
+
+def _find_end(files: InstanceFiles, record: Record) -> tuple[State, str]:
+    """Say how a machine ended that nobody saw end."""
+    if not is_held(record.spec):
+        return State.FAILED, "its QEMU is gone, and nobody saw it end"
+    end = read_end(files)
+    if end is None:
+        return State.FAILED, "its holder is gone, and nobody saw it end"
+    return (State.STOPPED, "") if end.is_good else (State.FAILED, f"it {end.how}")
 
 
 @contextlib.contextmanager
@@ -167,7 +179,7 @@ def settle(seen: Seen) -> None:
 
         if (group := from_plain(seen.record.group)) is not None:
             group.remove()
-    write_record(seen.files, replace(seen.record, state=State.FAILED.value, note=seen.note))
+    write_record(seen.files, replace(seen.record, state=seen.state, note=seen.note))
 
 
 @contextlib.contextmanager

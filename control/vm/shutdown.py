@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from control.agent.client import AgentClient
@@ -61,7 +61,22 @@ async def shut_down(
         for rung in await _asking_rungs(monitor, agent, patience_s):
             if not hurry.is_set() and await _try_rung(process, rung, hurry):
                 return rung.name
-    for rung in _ending_rungs(process, monitor):
+    return await _end(process, _ending_rungs(process, monitor))
+
+
+async def end_holder(
+    process: ProcessHandle, *, gently: bool, hurry: asyncio.Event, patience_s: float | None = None
+) -> str:
+    """End a holder and what it holds, and return the name of the rung that did it; as `shut_down` otherwise."""
+    if gently:
+        asking = _signal_rung(process, signal.SIGTERM, patience_s)
+        if not hurry.is_set() and await _try_rung(process, asking, hurry):
+            return asking.name
+    return await _end(process, [_signal_rung(process, number) for number in (signal.SIGQUIT, signal.SIGKILL)])
+
+
+async def _end(process: ProcessHandle, rungs: Sequence[Rung]) -> str:
+    for rung in rungs:
         if await _try_rung(process, rung, asyncio.Event()):
             return rung.name
     await process.wait()  # nothing survives SIGKILL; only the kernel's clean-up is waited for
@@ -128,8 +143,8 @@ async def _try_rung(process: ProcessHandle, rung: Rung, hurry: asyncio.Event) ->
     return not process.running
 
 
-def _signal_rung(process: ProcessHandle, number: signal.Signals) -> Rung:
+def _signal_rung(process: ProcessHandle, number: signal.Signals, wait_s: float | None = None) -> Rung:
     async def act() -> None:
         process.send_signal(number)
 
-    return Rung(number.name, act, SIGNAL_WAIT_S)
+    return Rung(number.name, act, wait_s or SIGNAL_WAIT_S)

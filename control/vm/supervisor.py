@@ -16,9 +16,8 @@ from typing import Any
 from control.errors import ControlError, HostError
 from control.log import LOG
 from control.paths import InstanceFiles
-from control.spec.plain import from_plain
-from control.spec.vm_spec import Spec
-from control.vm.birth import Newborn, start_qemu
+from control.spec.plain import AnySpec, from_plain
+from control.vm.birth import Newborn, start_machine
 from control.vm.instance import Record, find_running, note_failure, note_restart, read_record
 from control.vm.report import Report
 from control.vm.rpc import serve
@@ -43,7 +42,7 @@ class Supervisor:
         self._newborn = newborn
         self._leave = asyncio.Event()
         self._adopts: bool = job["adopt"]
-        self._spec: Spec | None = from_plain(job["spec"]) if job.get("spec") else None
+        self._spec: AnySpec | None = from_plain(job["spec"]) if job.get("spec") else None
         self._ports: dict[str, int] = job.get("ports", {})
         self._restart: str = job.get("restart", "no")
         self._waits: bool = job.get("waits", False)
@@ -129,7 +128,7 @@ class Supervisor:
     def _start_again(self) -> contextlib.AbstractContextManager[Newborn]:
         if self._spec is None:
             raise HostError(f"{self._name} cannot be started again: nothing is kept of what it is")
-        return start_qemu(self._spec, self._files, ports=self._ports, restart=self._restart, waits=self._waits)
+        return start_machine(self._spec, self._files, ports=self._ports, restart=self._restart, waits=self._waits)
 
     def _take_record(self, record: Record) -> None:
         self._spec = from_plain(record.spec) if record.spec.get("kind") else None
@@ -139,7 +138,7 @@ class Supervisor:
 
     async def _catch_up(self, vm: VM) -> None:
         """Finish what the supervisor before us had begun."""
-        runstate = await vm.monitor.query_runstate()
+        runstate = await vm.query_runstate()
         if runstate == "prelaunch":
             if not self._waits:
                 await vm.resume()

@@ -41,8 +41,9 @@ from control.paths import InstanceFiles
 from control.process.handle import Keeper, ProcessHandle
 from control.spec.vm_spec import Spec
 from control.units import format_size
-from control.vm.birth import Newborn, start_qemu
+from control.vm.birth import Newborn, start_machine
 from control.vm.consoles import Console, WiredConsole, open_shell
+from control.vm.holder import is_held
 from control.vm.instance import Record, remove_stale_files, write_record
 from control.vm.journal import open_journal
 from control.vm.listener import Listener
@@ -249,6 +250,10 @@ class VM:
         await self.monitor.execute("cont")
         if self._state is not State.RUNNING:
             self._enter(State.RUNNING)
+
+    async def query_runstate(self) -> str:
+        """Ask QEMU for its runstate. Raises MonitorError, WaitTimeout."""
+        return await self.monitor.query_runstate()
 
     async def take_runstate(self, runstate: str) -> None:
         """Follow what QEMU has done while nobody listened: this VM has just been adopted."""
@@ -579,7 +584,7 @@ class VM:
         explanation = explain_words(tail)
         argv = json.loads(self.files.argv.read_bytes()) if self.files.argv.exists() else ()
         if self._group is not None and self._group.was_short_of_memory():
-            return _short_of_memory(self._record, argv, tail)
+            return self._short_of_memory(argv, tail)
         died = _describe_return_code(return_code)
         if self._shutdown_reason == "host-signal":
             died = "was told to end by a signal, and not by us"
@@ -591,6 +596,20 @@ class VM:
             hint=explanation.hint
             if explanation
             else f"its output is in {self.files.qemu_log}, its command line in {self.files.argv}",
+        )
+
+    def _short_of_memory(self, argv: Sequence[str], tail: Sequence[str]) -> LaunchError:
+        limit = self._record.spec.get("limits", {}).get("memory_bytes") or 0
+        held = is_held(self._record.spec)
+        return LaunchError(
+            f"{'it' if held else 'QEMU'} was killed by this host's kernel: it wanted more memory than its limit of "
+            f"{format_size(limit)}",
+            argv=argv,
+            return_code=-signal.SIGKILL,
+            output_tail=tail or ("it said nothing",),
+            hint="give it a higher limit: memory in limits"
+            if held
+            else "the limit is for all of QEMU: leave some 200 MiB above the guest's own memory, or give it less",
         )
 
     def _qemu_log_tail(self) -> tuple[str, ...]:
@@ -701,17 +720,6 @@ def _read_group(record: Record) -> Group | None:
     return from_plain(record.group)
 
 
-def _short_of_memory(record: Record, argv: Sequence[str], tail: tuple[str, ...]) -> LaunchError:
-    limit = record.spec.get("limits", {}).get("memory_bytes") or 0
-    return LaunchError(
-        f"QEMU was killed by this host's kernel: it wanted more memory than its limit of {format_size(limit)}",
-        argv=argv,
-        return_code=-signal.SIGKILL,
-        output_tail=tail or ("it said nothing",),
-        hint="the limit is for all of QEMU: leave some 200 MiB above the guest's own memory, or give the guest less",
-    )
-
-
 def _describe_return_code(return_code: int | None) -> str:
     if return_code is None:
         return "ended"
@@ -742,7 +750,7 @@ async def open_vm(
         HostError: QEMU cannot be started, or the instance's directory not written.
         WaitTimeout: QEMU runs and does not answer; it was killed.
     """
-    with start_qemu(spec, files, ports={}) as newborn:
+    with start_machine(spec, files, ports={}) as newborn:
         async with open_newborn(newborn, files, listener, for_person=for_person, judge_boot=judge_boot) as vm:
             yield vm
 
@@ -768,7 +776,8 @@ async def open_newborn(
         WaitTimeout: QEMU runs and does not answer; it was killed.
     """
     async with contextlib.AsyncExitStack() as stack:
-        vm = VM(newborn.record, files, newborn.process, listener, for_person=for_person, judge_boot=judge_boot)
+        kind = _choose_class(newborn.record)
+        vm = kind(newborn.record, files, newborn.process, listener, for_person=for_person, judge_boot=judge_boot)
         vm._keeper = newborn.keeper
         stack.push_async_callback(vm._close)
         try:
@@ -783,6 +792,14 @@ async def open_newborn(
         # Closed before the connections are: they are what a gentle end needs.
         stack.push_async_callback(vm._close)
         yield vm
+
+
+def _choose_class(record: Record) -> type[VM]:
+    if not is_held(record.spec):
+        return VM
+    from control.vm.held import HeldMachine  # few machines are no VM
+
+    return HeldMachine
 
 
 async def _launch_failure(vm: VM, error: Exception) -> ControlError:
@@ -812,7 +829,8 @@ async def adopt_vm(
     """
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(process.close)
-        vm = VM(record, files, process, listener, for_person=for_person, judge_boot=True)
+        kind = _choose_class(record)
+        vm = kind(record, files, process, listener, for_person=for_person, judge_boot=True)
         vm.watch.up = True  # a boot we have not watched is not ours to judge
         await vm._connect(stack)
         stack.push_async_callback(vm._close)

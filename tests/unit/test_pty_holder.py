@@ -25,10 +25,10 @@ class Held:
         self.directory = directory
         self.log = directory / "serial"
         self.log.touch(mode=0o600)
-        for name in ("serial.in", "serial.size"):
+        for name in ("serial.in", "holder.orders"):
             os.mkfifo(directory / name, 0o600)
         job = {"command": command, "directory": str(directory), "env": env}
-        (directory / "holder.json").write_text(json.dumps(job))
+        (directory / "holder.job").write_text(json.dumps(job))
         self.process = subprocess.Popen([sys.executable, "-I", "-S", HOLDER, directory / "pid"])
 
     def wait_for(self, wanted: Callable[[], bool]) -> None:
@@ -47,7 +47,7 @@ class Held:
 
     def end(self) -> dict[str, object]:
         self.process.wait(WITHIN_S)
-        ended: dict[str, object] = json.loads((self.directory / "ended.json").read_text())
+        ended: dict[str, object] = json.loads((self.directory / "holder.end").read_text())
         return ended
 
 
@@ -82,7 +82,7 @@ def test_the_size_is_the_terminals_and_ctrl_c_is_the_programs(tmp_path: Path) ->
     script = "trap 'stty size' WINCH; trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 0.05; done"
     with hold(tmp_path, "sh", "-c", script) as held:
         held.see(b"ready")
-        held.put("serial.size", b"31 117\n")
+        held.put("holder.orders", b"31 117\n")
         held.see(b"31 117\r\n")
         held.put("serial.in", b"\x03")
         held.see(b"interrupted")
@@ -98,8 +98,8 @@ def test_a_flood_is_written_whole(tmp_path: Path) -> None:
 
 def test_a_program_that_cannot_be_started_is_told(tmp_path: Path) -> None:
     with hold(tmp_path, "no-such-program") as held:
-        assert held.end() == {"error": "No such file or directory: no-such-program"}
-    assert not (tmp_path / "child.json").exists()
+        assert held.end() == {"error": "the program no-such-program cannot be used: No such file or directory"}
+    assert not (tmp_path / "holder.state").exists()
 
 
 def test_all_that_was_started_on_the_terminal_ends_with_the_program(tmp_path: Path) -> None:
@@ -126,6 +126,6 @@ def test_a_program_that_will_not_go_is_ended(tmp_path: Path) -> None:
 def test_a_holder_that_is_killed_leaves_no_program(tmp_path: Path) -> None:
     with hold(tmp_path, "sh", "-c", "trap '' HUP; echo ready; while :; do sleep 0.05; done") as held:
         held.see(b"ready")
-        child = json.loads((tmp_path / "child.json").read_text())["pid"]
+        child = json.loads((tmp_path / "holder.state").read_text())["pid"]
         held.process.kill()
         held.wait_for(lambda: not is_alive(child))
