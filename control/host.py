@@ -110,6 +110,7 @@ REQUIREMENTS = (
     Requirement(
         "syslinux-common", (("/usr/lib/syslinux/modules/bios/ldlinux.c32",),), "is the other half of isolinux", "test"
     ),
+    Requirement("socat", (("socat",),), "makes the serial lines of the tests", "test"),
     Requirement("gdb", (("gdb",),), "runs a QEMU under test (unhinged gdb)", "test"),
     Requirement("binutils", (("as",), ("ld",), ("objcopy",)), "assembles the accelerator probe to compare it", "test"),
     Requirement(

@@ -40,12 +40,12 @@ HELP = """\
   detach, quit   leave the console; the VM runs on
   steal          take the keyboard from whoever has it
   release        leave the keyboard to others, and only read
-  status, exec, put, get, monitor, qmp, send, screenshot, forward, pause, resume, stop, kill
+  status, exec, put, get, monitor, qmp, send, screenshot, forward, line, pause, resume, stop, kill
                  as `unhinged` has them, without the VM's name: exec uname -a
   (empty line)   back to the console; Ctrl-] there types one
 """
-_COMMANDS = ("status", "exec", "put", "get", "monitor", "qmp", "send", "screenshot", "forward", "pause", "resume",
-             "stop", "kill")  # fmt: skip
+_COMMANDS = ("status", "exec", "put", "get", "monitor", "qmp", "send", "screenshot", "forward", "line", "pause",
+             "resume", "stop", "kill")  # fmt: skip
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d)?")
 _UNIT_S = {None: 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}

@@ -1,4 +1,4 @@
-"""`unhinged qmp`, `monitor`, `forward` and `screenshot` (floor 5): what is done with the machine itself."""
+"""`unhinged qmp`, `monitor`, `forward`, `line` and `screenshot` (floor 5): what is done with the machine itself."""
 
 from __future__ import annotations
 
@@ -46,6 +46,21 @@ def forward(desk: Desk) -> int:
         answer = remote.call("forward", params)
     lines = answer["forwards"] if options.action == "list" else [answer["forward"]]
     desk.show({"name": name, "action": options.action, **answer}, "\n".join(lines))
+    return 0
+
+
+def line(desk: Desk) -> int:
+    options = desk.options
+    name = desk.check_name(options.name)
+    how = options.how or "pulse"
+    if options.line == "break" and options.how:
+        raise ConfigError("a break is sent, and not set", key=options.how, hint=f"unhinged line {name} break")
+    params = {"line": options.line, "how": how}
+    if options.seconds is not None:
+        params["seconds"] = options.seconds
+    with connect(desk.runtime, name) as remote:
+        remote.call("line", params)
+    desk.show({"name": name, "line": options.line, "how": how})
     return 0
 
 

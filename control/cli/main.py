@@ -146,6 +146,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add_one("forward", "machine:forward", "change the ports that lead to a running VM: forward NAME add 8080:80")
     sub.add_argument("action", choices=("add", "remove", "list"))
     sub.add_argument("forward", nargs="?", metavar="SPEC", help="as in the configuration: 8080:80, auto:80, 53:53/udp")
+    sub = add_one("line", "machine:line", "send a serial machine a break, or set DTR or RTS: line NAME dtr pulse")
+    sub.add_argument("line", choices=("break", "dtr", "rts"))
+    sub.add_argument("how", nargs="?", choices=("on", "off", "pulse"), help="of dtr and rts (pulse)")
+    sub.add_argument("--seconds", type=_seconds, metavar="SECONDS", help="how long a break or a pulse lasts (0.25)")
     sub = add_one("screenshot", "machine:screenshot", "save a picture of the guest's screen")
     sub.add_argument("path", metavar="FILE.png")
 

@@ -81,6 +81,7 @@ class Attached:
         self._size: tuple[int, int] | None = None
         self._outstanding = 0
         self._refused = 0
+        self._refusal = ""
         self._remote: Remote | None = None
         self._call = 0
         self._descriptor = self._watch = -1
@@ -227,7 +228,7 @@ class Attached:
             self._wait_for_word(deadline, "the guest to read what is typed")
         if self._refused:
             refused, self._refused = self._refused, 0
-            raise ConsoleError(f"{refused} bytes were not typed: the keyboard is with {self.holder}", hint="steal it")
+            raise ConsoleError(f"{refused} bytes were not typed: {self._refusal}")
 
     def wait_for_turn(self, within_s: float) -> None:
         """Wait until the keyboard is ours. Raises WaitTimeout; ConsoleError when the console ends."""
@@ -308,6 +309,9 @@ class Attached:
             case "refused":
                 self._refused += params["bytes"]
                 self.holder = params["holder"]
+                if self._refusal != params["why"] and self.turn == "yours":
+                    self.notes.append(f"not typed: {params['why']}")
+                self._refusal = params["why"]
             case "note":
                 self.notes.append(params["text"])
 

@@ -69,6 +69,8 @@ class Console(ABC):
         log: What it has said, from the beginning, and goes on to say.
         recording: When it said what, and what was typed on it.
         ended: Set, with how, once nothing more can come of it though its machine may live on.
+        obstacle: Why nothing can be typed just now; empty when something can.
+        listeners: Are told what those who sit at it should know.
     """
 
     def __init__(self, name: str, log: Path, recording: ConsoleRecording) -> None:
@@ -76,12 +78,19 @@ class Console(ABC):
         self.log = log
         self.recording = recording
         self.keyboard = Keyboard()
+        self.obstacle = ""
+        self.listeners: set[Callable[[str], None]] = set()
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._sizes = _Sizes(self._have_size)
 
     def carry_size(self, rows: int, columns: int, complain: Callable[[ControlError], None]) -> None:
         """Have the console told, soon, the size of the terminal it is shown on; 0 means that nothing is known of it."""
         self._sizes.carry(rows, columns, complain)
+
+    def tell(self, text: str) -> None:
+        """Tell those who sit at it."""
+        for listener in tuple(self.listeners):
+            listener(text)
 
     async def type(self, data: bytes) -> None:
         """Type `data`; returns when it was taken, which lasts as long as nobody reads. Raises ConsoleError."""

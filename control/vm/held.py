@@ -31,6 +31,7 @@ LOOK_S = 0.005
 STATE_LOOK_S = 0.25
 EVIDENCE_LINES = 8
 ORDER_BYTES = 200
+ORDER_WAIT_S = 5.0
 
 
 class HeldConsole(Console):
@@ -67,6 +68,10 @@ class HeldConsole(Console):
 
 class HeldMachine(VM):
     """A running machine without QEMU; made by `open_newborn` and `adopt_vm`, as a `VM` is."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._driving = asyncio.Lock()
 
     @property
     def kind(self) -> str:
@@ -127,6 +132,50 @@ class HeldMachine(VM):
             self._enter(State.STOPPING)
         return await end_holder(self.process, gently=gently, hurry=self.hurry, patience_s=patience_s)
 
+    async def drive_line(self, line: str, how: str, seconds: float) -> None:
+        """Have the holder send a break, or set DTR or RTS.
+
+        Args:
+            line: `break`, `dtr` or `rts`.
+            how: Of `dtr` and `rts`: `on`, `off` or `pulse`.
+            seconds: How long a break or a pulse lasts.
+
+        Raises:
+            StateError: This machine has no such line, or its cable is gone.
+            ConsoleError: The port refuses.
+            WaitTimeout: The holder does not answer.
+        """
+        if self.kind != "serial":
+            await super().drive_line(line, how, seconds)
+        if str(self.record.spec["port"]).startswith("socket:"):
+            raise StateError(
+                "a bare socket carries neither a break nor DTR and RTS",
+                state="socket",
+                required=("a device", "rfc2217"),
+                hint='does the other side speak RFC 2217? then: port = "rfc2217://…"',
+            )
+        if self.console.obstacle:
+            raise StateError(self.console.obstacle, state="line down", required=("line up",))
+        async with self._driving:
+            number = int((read_state(self.files) or {"done": 0})["done"]) + 1
+            lasts = f" {seconds:g}" if line == "break" or how == "pulse" else ""
+            order = line if line == "break" else f"{line} {how}"
+            await self.console.order(f"{number} {order}{lasts}")
+            failed = await self._wait_for_order(number, seconds + ORDER_WAIT_S)
+        if not failed:
+            self._mark(order)
+        else:
+            raise ConsoleError(f"{self.record.spec['port']} refuses: {failed}", hint="has it this line at all?")
+
+    async def _wait_for_order(self, number: int, within_s: float) -> str:
+        try:
+            async with asyncio.timeout(within_s):
+                while (state := read_state(self.files)) is None or state["done"] != number:  # noqa: ASYNC110 - a file
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            raise WaitTimeout(f"the holder of {self.name}", within_s) from None
+        return str(state["failed"])
+
     # -- what happens while it lives -------------------------------------------------------------------------------
 
     async def _connect(self, stack: contextlib.AsyncExitStack) -> None:
@@ -167,7 +216,10 @@ class HeldMachine(VM):
         while True:
             now = read_state(self.files) or before
             if now["connected"] is not before["connected"]:
-                self._listener.on_note(f"the line is there again: {now['port']}" if now["connected"] else now["why"])
+                text = f"the line is there again: {now['port']}" if now["connected"] else str(now["why"])
+                self.console.obstacle = str(now["why"])
+                self._listener.on_note(text)
+                self.console.tell(text)
                 self._mark("line up" if now["connected"] else "line down")
             before = now
             await asyncio.sleep(STATE_LOOK_S)

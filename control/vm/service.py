@@ -32,6 +32,9 @@ LOOK_S = 0.02
 SSH_LOOK_S = 0.2
 BANNER_WAIT_S = 5.0
 NOTE_LENGTH_MAX = 400
+LINE_S = 0.25
+"""How long a break, or a pulse on a line, lasts when it is not said."""
+
 LAST_WORDS_S = 30.0
 """How long QEMU may take to go once its VM has ended."""
 
@@ -93,6 +96,7 @@ class Service:
             "forward": self._forward,
             "screenshot": self._screenshot,
             "attach": self._attach,
+            "line": self._line,
         }
 
     def _living(self) -> VM:
@@ -340,6 +344,10 @@ class Service:
         await save_screenshot(self._living().monitor, path)
         return {"path": str(path), "bytes": path.stat().st_size}
 
+    async def _line(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        await self._living().drive_line(params["line"], params.get("how", "pulse"), params.get("seconds", LINE_S))
+        return {}
+
     async def _attach(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """Give the caller a seat at a console, until they leave or it ends; what it says they read from its file."""
         vm = self._living()
@@ -362,13 +370,14 @@ class _Attendance:
         self._call = call
         self._console = console
         self._seat = seat
-        self._complaints: asyncio.Queue[ControlError] = asyncio.Queue()
+        self._news: asyncio.Queue[str] = asyncio.Queue()
         call.on_resize = self._take_size
         call.on_turn = self._take_wish
 
     async def last_until(self, *ends: asyncio.Future[Any]) -> None:
         """Serve the caller until one of `ends`. Raises what goes wrong with the console."""
-        tasks = [asyncio.create_task(work()) for work in (self._type, self._tell_turns, self._tell_complaints)]
+        tasks = [asyncio.create_task(work()) for work in (self._type, self._tell_turns, self._tell_news)]
+        self._console.listeners.add(self._news.put_nowait)
         try:
             done, _ = await asyncio.wait((*tasks, *ends), return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
@@ -377,16 +386,19 @@ class _Attendance:
             if not any(end.done() for end in ends):  # what they type is at its end; they may go on reading
                 await asyncio.wait((*tasks[1:], *ends), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._console.listeners.discard(self._news.put_nowait)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _type(self) -> None:
         while (data := await self._call.read_input()) is not None:
-            if self._seat.types:
-                await self._console.type(data)
+            holder = self._seat.holder
+            why = self._console.obstacle if self._seat.types else f"the keyboard is with {holder or 'nobody'}"
+            if why:
+                await self._call.notify("refused", {"bytes": len(data), "holder": holder, "why": why[:NOTE_LENGTH_MAX]})
             else:
-                await self._call.notify("refused", {"bytes": len(data), "holder": self._seat.holder})
+                await self._console.type(data)
 
     async def _tell_turns(self) -> None:
         while True:
@@ -395,10 +407,9 @@ class _Attendance:
                 self._carry_size()
             await self._call.notify("turn", {"turn": turn, "holder": self._seat.holder})
 
-    async def _tell_complaints(self) -> None:
+    async def _tell_news(self) -> None:
         while True:
-            error = await self._complaints.get()
-            text = f"{error}; {error.hint}" if error.hint else str(error)
+            text = await self._news.get()
             await self._call.notify("note", {"text": text[:NOTE_LENGTH_MAX]})
 
     async def _take_size(self, rows: int, columns: int) -> None:
@@ -407,7 +418,10 @@ class _Attendance:
             self._carry_size()
 
     def _carry_size(self) -> None:
-        self._console.carry_size(self._seat.rows, self._seat.columns, self._complaints.put_nowait)
+        self._console.carry_size(self._seat.rows, self._seat.columns, self._complain)
+
+    def _complain(self, error: ControlError) -> None:
+        self._news.put_nowait(f"{error}; {error.hint}" if error.hint else str(error))
 
     def _take_wish(self, wants: str) -> None:
         {"steal": self._seat.steal, "write": self._seat.wait_for_turn, "read": self._seat.release}[wants]()

@@ -294,6 +294,12 @@ class VM:
                 f"the guest's answer to {message.text!r}", timeout_s, last_seen=self.watch.last_lines(4)
             ) from None
 
+    async def drive_line(self, line: str, how: str, seconds: float) -> None:
+        """Set a line of a serial port, or send a break. Raises StateError: a VM has no port of this host."""
+        raise StateError(
+            f"{self.name} is at no serial port of this host", state=self._state.value, required=('kind = "serial"',)
+        )
+
     def detach(self) -> None:
         """Leave the VM running when this handle is closed."""
         self._detached = True

@@ -105,7 +105,7 @@ class Desk:
         return find_instance_files(self.runtime, name)
 
     def processes(self) -> list[int]:
-        """The QEMUs and supervisors of this directory."""
+        """The QEMUs, holders and supervisors of this directory."""
         needle = os.fsencode(self.directory)
         found = []
         for entry in Path("/proc").iterdir():
@@ -114,7 +114,7 @@ class Desk:
                     words = (entry / "cmdline").read_bytes()
                 except OSError:
                     continue  # it has just ended
-                if needle in words and (b"qemu-system" in words or b"supervise.py" in words):
+                if needle in words and any(name in words for name in (b"qemu-system", b"supervise.py", b"_holder.py")):
                     found.append(int(entry.name))
         return found
 

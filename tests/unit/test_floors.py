@@ -30,7 +30,7 @@ DOOR_OF_DEPENDENCY = {
     "qemu": ("control/monitor/",),
     "jsonschema_rs": ("control/wire/schema.py",),
     "asyncinotify": ("control/share/",),
-    "serial": ("control/agent/serial_line.py",),
+    "serial": ("control/agent/serial_line.py", "control/process/serial_holder.py"),
     "argcomplete": ("control/cli/completion.py",),
     "pexpect": ("control/session/engine.py",),
 }
@@ -48,6 +48,7 @@ PROCESS_DOORS = (
 PROGRAMS = (
     "control/process/keeper.py",
     "control/process/pty_holder.py",
+    "control/process/serial_holder.py",
     "control/process/terminal.py",
     "control/vm/supervise.py",
 )
