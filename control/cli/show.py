@@ -102,9 +102,14 @@ def _find_status(desk: Desk, name: str) -> dict[str, Any]:
         "supervisor_pid": living.get("supervisor_pid"),
         "limits": _find_limits(spec, record.group if record is not None else {}),
         "forwards": [str(forward) for forward in list_forwards(spec, changes)],
-        "holder": read_state(files) if desk.is_held(name) and seen.is_running else None,
+        "holder": _find_holder(seen) if desk.is_held(name) and seen.is_running else None,
         "network": [":".join(filter(None, network.values())) for network in spec.get("networks", ())],
     }
+
+
+def _find_holder(seen: Seen) -> dict[str, Any] | None:
+    state = read_state(seen.files)
+    return None if state is None else {key: state[key] for key in ("pid", "port", "connected", "why") if key in state}
 
 
 def _find_limits(spec: dict[str, Any], group: dict[str, Any]) -> dict[str, Any] | None:

@@ -188,13 +188,15 @@ class Attached:
         """Type `data`; returns when the supervisor has it, which may be before the guest reads it.
 
         Raises:
-            ConsoleError: The console has ended, or somebody else has the keyboard; how much arrived is unknown.
+            ConsoleError: The console has ended, somebody else has the keyboard, or what was typed before was not let
+                through; how much of `data` arrived is unknown.
             WaitTimeout: The guest does not read what is typed.
         """
         deadline = time.monotonic() + within_s
         view = memoryview(data)
         while view:
             self.attend()
+            self._raise_refusal()
             remote = self._remote
             if self.how or remote is None:
                 raise ConsoleError(f"nothing can be typed: {self.how or 'this seat was left'}", hint="attach again")
@@ -216,6 +218,11 @@ class Attached:
                     "the supervisor has gone while something was typed", hint="look at what arrived, and type the rest"
                 ) from None
 
+    def _raise_refusal(self) -> None:
+        if self._refused:
+            refused, self._refused = self._refused, 0
+            raise ConsoleError(f"{refused} bytes were not typed: {self._refusal}")
+
     @property
     def can_type_at_once(self) -> bool:
         """Whether a piece of `PIECE_BYTES` can be typed without waiting for the guest."""
@@ -226,9 +233,7 @@ class Attached:
         deadline = time.monotonic() + within_s
         while self._outstanding > 0 and self._remote is not None and not self.how:
             self._wait_for_word(deadline, "the guest to read what is typed")
-        if self._refused:
-            refused, self._refused = self._refused, 0
-            raise ConsoleError(f"{refused} bytes were not typed: {self._refusal}")
+        self._raise_refusal()
 
     def wait_for_turn(self, within_s: float) -> None:
         """Wait until the keyboard is ours. Raises WaitTimeout; ConsoleError when the console ends."""
@@ -309,8 +314,6 @@ class Attached:
             case "refused":
                 self._refused += params["bytes"]
                 self.holder = params["holder"]
-                if self._refusal != params["why"] and self.turn == "yours":
-                    self.notes.append(f"not typed: {params['why']}")
                 self._refusal = params["why"]
             case "note":
                 self.notes.append(params["text"])

@@ -69,7 +69,6 @@ class Console(ABC):
         log: What it has said, from the beginning, and goes on to say.
         recording: When it said what, and what was typed on it.
         ended: Set, with how, once nothing more can come of it though its machine may live on.
-        obstacle: Why nothing can be typed just now; empty when something can.
         listeners: Are told what those who sit at it should know.
     """
 
@@ -78,7 +77,6 @@ class Console(ABC):
         self.log = log
         self.recording = recording
         self.keyboard = Keyboard()
-        self.obstacle = ""
         self.listeners: set[Callable[[str], None]] = set()
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._sizes = _Sizes(self._have_size)
@@ -86,6 +84,11 @@ class Console(ABC):
     def carry_size(self, rows: int, columns: int, complain: Callable[[ControlError], None]) -> None:
         """Have the console told, soon, the size of the terminal it is shown on; 0 means that nothing is known of it."""
         self._sizes.carry(rows, columns, complain)
+
+    @property
+    def obstacle(self) -> str:
+        """Why nothing can be typed just now; empty when something can."""
+        return ""
 
     def tell(self, text: str) -> None:
         """Tell those who sit at it."""

@@ -39,6 +39,7 @@ class HeldConsole(Console):
 
     def __init__(self, files: InstanceFiles, recording: ConsoleRecording, *, has_size: bool) -> None:
         super().__init__("console", files.serial_log, recording)
+        self._files = files
         self._typed = Typed(files.serial_typed)
         self._orders = Typed(files.holder_orders)
         self._has_size = has_size
@@ -47,6 +48,10 @@ class HeldConsole(Console):
         super().close()
         self._typed.close()
         self._orders.close()
+
+    @property
+    def obstacle(self) -> str:
+        return str((read_state(self._files) or {}).get("why", ""))
 
     async def order(self, line: str) -> None:
         """Have the holder do something. Raises ConsoleError when there is none any more."""
@@ -217,7 +222,6 @@ class HeldMachine(VM):
             now = read_state(self.files) or before
             if now["connected"] is not before["connected"]:
                 text = f"the line is there again: {now['port']}" if now["connected"] else str(now["why"])
-                self.console.obstacle = str(now["why"])
                 self._listener.on_note(text)
                 self.console.tell(text)
                 self._mark("line up" if now["connected"] else "line down")
