@@ -101,8 +101,9 @@ class Rfc2217Server:
                 self.client = None
 
     def serve_one(self, client: socket.socket) -> None:
-        wire = Wire(self.changes)
-        manager = serial.rfc2217.PortManager(wire, Writer(client))
+        wire: Any = Wire(self.changes)
+        writer: Any = Writer(client)
+        manager = serial.rfc2217.PortManager(wire, writer)
         while not self.is_over:
             if select.select([client], [], [], 0.02)[0]:
                 try:

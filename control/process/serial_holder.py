@@ -81,7 +81,7 @@ class Line:
     def __init__(self, job: "dict[str, Any]") -> None:
         self.job = job
         self.has_descriptor = not str(job["port"]).startswith("rfc2217:")
-        self.state: dict[str, object] = {"port": job["port"], "connected": True, "why": "", "done": 0, "failed": ""}
+        self.state: dict[str, Any] = {"port": job["port"], "connected": True, "why": "", "outages": 0}
         self.guard = threading.Lock()
         self.is_there = threading.Event()
         self.port = self.open()
@@ -133,7 +133,7 @@ class Line:
 
     def wait_for_cable(self, why: str) -> None:
         self.is_there.clear()
-        self.tell(connected=False, why=f"the line is gone: {why}")
+        self.tell(connected=False, why=f"the line is gone: {why}", outages=self.state["outages"] + 1)
         close(self.port)
         while True:
             time.sleep(LOOK_AGAIN_S)

@@ -162,7 +162,7 @@ class HeldMachine(VM):
         if self.console.obstacle:
             raise StateError(self.console.obstacle, state="line down", required=("line up",))
         async with self._driving:
-            number = int((read_state(self.files) or {"done": 0})["done"]) + 1
+            number = int((read_state(self.files) or {}).get("done", 0)) + 1
             lasts = f" {seconds:g}" if line == "break" or how == "pulse" else ""
             order = line if line == "break" else f"{line} {how}"
             await self.console.order(f"{number} {order}{lasts}")
@@ -175,7 +175,7 @@ class HeldMachine(VM):
     async def _wait_for_order(self, number: int, within_s: float) -> str:
         try:
             async with asyncio.timeout(within_s):
-                while (state := read_state(self.files)) is None or state["done"] != number:  # noqa: ASYNC110 - a file
+                while (state := read_state(self.files)) is None or state.get("done") != number:  # noqa: ASYNC110 - a file
                     await asyncio.sleep(LOOK_S)
         except TimeoutError:
             raise WaitTimeout(f"the holder of {self.name}", within_s) from None
@@ -217,16 +217,22 @@ class HeldMachine(VM):
 
     async def _follow_line(self) -> None:
         """Tell when the cable goes, and when it is back."""
-        before: dict[str, Any] = {"connected": True}
+        now = read_state(self.files) or {}
+        outages, connected = now.get("outages", 0), now.get("connected", True)
         while True:
-            now = read_state(self.files) or before
-            if now["connected"] is not before["connected"]:
-                text = f"the line is there again: {now['port']}" if now["connected"] else str(now["why"])
-                self._listener.on_note(text)
-                self.console.tell(text)
-                self._mark("line up" if now["connected"] else "line down")
-            before = now
+            now = read_state(self.files) or now
+            if now["outages"] != outages:
+                self._tell_of_line("line down", str(now["why"]) or "the line was gone")
+                outages, connected = now["outages"], False
+            if now["connected"] and not connected:
+                self._tell_of_line("line up", f"the line is there again: {now['port']}")
+                connected = True
             await asyncio.sleep(STATE_LOOK_S)
+
+    def _tell_of_line(self, mark: str, text: str) -> None:
+        self._listener.on_note(text)
+        self.console.tell(text)
+        self._mark(mark)
 
     async def _wait_for_end(self, channel: ConsoleChannel, reading: asyncio.Task[None]) -> None:
         await self.process.wait()

@@ -82,7 +82,7 @@ def test_the_size_is_the_terminals_and_ctrl_c_is_the_programs(tmp_path: Path) ->
     script = "trap 'stty size' WINCH; trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 0.05; done"
     with hold(tmp_path, "sh", "-c", script) as held:
         held.see(b"ready")
-        held.put("holder.orders", b"31 117\n")
+        held.put("holder.orders", b"size 31 117\n")
         held.see(b"31 117\r\n")
         held.put("serial.in", b"\x03")
         held.see(b"interrupted")
