@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Boots a VM with a two-way line to it: console, monitor and messages (floor 6): `make start-enhanced`.
+"""Boots a VM with a two-way line to it: console, monitor and messages (floor 7): `make start-enhanced`.
 
 On a terminal the guest's console is interactive and Ctrl-] opens a prompt. Without one, lines on stdin that are
 messages are delivered to the guest.

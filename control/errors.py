@@ -1,7 +1,7 @@
 """Everything that can go wrong, as records with a way out (floor 0).
 
 Each error carries one clear sentence (`str(error)`), its evidence as attributes, a `hint` that says what to do
-next, and the `exit_code` a face ends with. Only the faces (floor 5) print or exit.
+next, and the `exit_code` a face ends with. Only the faces (floor 6) print or exit.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Boots a VM and shows its serial console, one way (floor 6): `make start-simple`.
+"""Boots a VM and shows its serial console, one way (floor 7): `make start-simple`.
 
 The console goes to stdout byte for byte as it comes; everything this program has to say goes to stderr.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sets everything up and boots a VM with a two-way line to it (floor 6): `make start`.
+"""Sets everything up and boots a VM with a two-way line to it (floor 7): `make start`.
 
 Calls the Makefile's set-up targets behind the scenes, shows the boot phase by phase, and sums up at the end.
 """

@@ -1,4 +1,4 @@
-"""`unhinged completion` (floor 5), and what a shell asks this program for at each TAB; the door to argcomplete."""
+"""`unhinged completion` (floor 6), and what a shell asks this program for at each TAB; the door to argcomplete."""
 
 from __future__ import annotations
 

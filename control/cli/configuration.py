@@ -1,4 +1,4 @@
-"""`unhinged config`, `explain` and `version` (floor 5): what the file says, and what comes of it."""
+"""`unhinged config`, `explain` and `version` (floor 6): what the file says, and what comes of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`unhinged console` (floor 5): be at a console, with a terminal, or with a script's pipes."""
+"""`unhinged console` (floor 6): be at a console, with a terminal, or with a script's pipes."""
 
 from __future__ import annotations
 

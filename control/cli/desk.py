@@ -1,4 +1,4 @@
-"""What every command has on its desk (floor 5): the configuration, and the way to say results, notes and errors."""
+"""What every command has on its desk (floor 6): the configuration, and the way to say results, notes and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`unhinged doctor` (floor 5): becomes `control.launch.doctor`, which works without anything of ours installed."""
+"""`unhinged doctor` (floor 6): becomes `control.launch.doctor`, which works without anything of ours installed."""
 
 from __future__ import annotations
 

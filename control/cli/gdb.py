@@ -1,4 +1,4 @@
-"""`unhinged gdb` (floor 5): a VM's QEMU under gdb; for people who work on QEMU itself.
+"""`unhinged gdb` (floor 6): a VM's QEMU under gdb; for people who work on QEMU itself.
 
 The VM is then like any other: as soon as its QEMU runs it gets a supervisor, and is reached by its name.
 """

@@ -1,4 +1,4 @@
-"""`unhinged exec`, `put`, `get` and `send` (floor 5): what is done with the guest, through its agent."""
+"""`unhinged exec`, `put`, `get` and `send` (floor 6): what is done with the guest, through its agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Says in a configuration's words what errors of the lower floors say in those of `make` (floor 5)."""
+"""Says in a configuration's words what errors of the lower floors say in those of `make` (floor 6)."""
 
 from __future__ import annotations
 

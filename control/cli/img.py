@@ -1,4 +1,4 @@
-"""`unhinged img build` and `list` (floor 5): the images of the file, made and looked at."""
+"""`unhinged img build` and `list` (floor 6): the images of the file, made and looked at."""
 
 from __future__ import annotations
 

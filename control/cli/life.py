@@ -1,4 +1,4 @@
-"""`unhinged start`, `stop`, `kill`, `restart`, `pause`, `resume`, `wait` (floor 5): many VMs at once, one fate each."""
+"""`unhinged start`, `stop`, `kill`, `restart`, `pause`, `resume`, `wait` (floor 6): many VMs at once, one fate each."""
 
 from __future__ import annotations
 

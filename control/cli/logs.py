@@ -1,4 +1,4 @@
-"""`unhinged logs`, `serial`, `stdout`, `stderr`, `messages` (floor 5): what a VM has written, read from its files.
+"""`unhinged logs`, `serial`, `stdout`, `stderr`, `messages` (floor 6): what a VM has written, read from its files.
 
 A VM that runs writes on meanwhile; nothing here asks its supervisor, but `serial` on a terminal, which is its console.
 """

@@ -1,4 +1,4 @@
-"""`unhinged qmp`, `monitor`, `forward`, `line` and `screenshot` (floor 5): what is done with the machine itself."""
+"""`unhinged qmp`, `monitor`, `forward`, `line` and `screenshot` (floor 6): what is done with the machine itself."""
 
 from __future__ import annotations
 

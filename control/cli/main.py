@@ -1,4 +1,4 @@
-"""The way into `unhinged` (floor 5): options, the choice of the command, the exit code."""
+"""The way into `unhinged` (floor 6): options, the choice of the command, the exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shows on a terminal how several VMs are getting on, a line each, until they are there (floor 5)."""
+"""Shows on a terminal how several VMs are getting on, a line each, until they are there (floor 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`unhinged cast`, `replay` (floor 5): what a console said and when, for asciinema and for this terminal.
+"""`unhinged cast`, `replay` (floor 6): what a console said and when, for asciinema and for this terminal.
 
 Both read the files of the VM, whether or not it runs.
 """

@@ -1,4 +1,4 @@
-"""`unhinged send`, `read` and `expect` (floor 5): a console from a shell script."""
+"""`unhinged send`, `read` and `expect` (floor 6): a console from a shell script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`unhinged list` and `status` (floor 5): what there is, told from the disk and the kernel, and by supervisors."""
+"""`unhinged list` and `status` (floor 6): what there is, told from the disk and the kernel, and by supervisors."""
 
 from __future__ import annotations
 

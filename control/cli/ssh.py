@@ -1,4 +1,4 @@
-"""`unhinged ssh`, and `put` and `get` by its means (floor 5): the user's own ssh, configured for one VM.
+"""`unhinged ssh`, and `put` and `get` by its means (floor 6): the user's own ssh, configured for one VM.
 
 A VM that ssh does not reach is entered through its agent, unless the user insists.
 """

@@ -1,4 +1,4 @@
-"""`unhinged start` (floor 5): its supervisors load while the rest of the command does, which `life` is."""
+"""`unhinged start` (floor 6): its supervisors load while the rest of the command does, which `life` is."""
 
 from __future__ import annotations
 

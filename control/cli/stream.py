@@ -1,4 +1,4 @@
-"""Carries a call's bytes between our standard streams and a supervisor (floor 5); `exec` uses it."""
+"""Carries a call's bytes between our standard streams and a supervisor (floor 6); `exec` uses it."""
 
 from __future__ import annotations
 

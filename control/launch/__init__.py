@@ -1,1 +1,1 @@
-"""What the three launchers share (floor 5): options, the foreground session, the terminal, the exit code."""
+"""What the three launchers share (floor 6): options, the foreground session, the terminal, the exit code."""

@@ -1,4 +1,4 @@
-"""Removes the instances of VMs that do not run (floor 5): `make clean`. Needs nothing that is set up."""
+"""Removes the instances of VMs that do not run (floor 6): `make clean`. Needs nothing that is set up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Installs the distribution's packages that are missing (floor 5; the Makefile's set-up targets call it).
+"""Installs the distribution's packages that are missing (floor 6; the Makefile's set-up targets call it).
 
     python3 -m control.launch.deps essential|test|guests [--check]
     python3 -m control.launch.deps python

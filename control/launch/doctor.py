@@ -1,4 +1,4 @@
-"""Checks this host and prints each lack with its cure (floor 5; `make doctor`).
+"""Checks this host and prints each lack with its cure (floor 6; `make doctor`).
 
     python3 -m control.launch.doctor [--json]
 

@@ -1,4 +1,4 @@
-"""Makes sure a launcher runs under a Python that has what it needs (floor 5); called first by each launcher.
+"""Makes sure a launcher runs under a Python that has what it needs (floor 6); called first by each launcher.
 
 Runs before set-up, under whatever `python3` the host has: standard library only, and no syntax newer than Python 3.9.
 """

@@ -1,4 +1,4 @@
-"""The two-way console on a terminal (floor 5): keys to the guest, Ctrl-] to our prompt."""
+"""The two-way console on a terminal (floor 6): keys to the guest, Ctrl-] to our prompt."""
 
 from __future__ import annotations
 

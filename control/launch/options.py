@@ -1,4 +1,4 @@
-"""The options the three launchers share (floor 5); the Makefile's variables map to them one to one."""
+"""The options the three launchers share (floor 6); the Makefile's variables map to them one to one."""
 
 from __future__ import annotations
 

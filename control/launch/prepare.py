@@ -1,4 +1,4 @@
-"""From options to a specification (floor 5): files are looked at, the accelerator is chosen, the data disk is made."""
+"""From options to a specification (floor 6): files are looked at, the accelerator is chosen, the data disk is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands behind Ctrl-] (floor 5): read a line, do it, show the result."""
+"""The commands behind Ctrl-] (floor 6): read a line, do it, show the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns messages and errors into lines for people (floor 5). Nothing a guest sent can move the cursor here."""
+"""Turns messages and errors into lines for people (floor 6). Nothing a guest sent can move the cursor here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One VM in the foreground (floor 5): from options to exit code, with whatever view the launcher has of it."""
+"""One VM in the foreground (floor 6): from options to exit code, with whatever view the launcher has of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages on stdin (floor 5): what a script pipes in is delivered, and the answers decide the exit code."""
+"""Messages on stdin (floor 6): what a script pipes in is delivered, and the answers decide the exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's terminal in an event loop (floor 5): keys while the guest has it, lines at our prompt."""
+"""The user's terminal in an event loop (floor 6): keys while the guest has it, lines at our prompt."""
 
 from __future__ import annotations
 

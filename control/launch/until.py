@@ -1,4 +1,4 @@
-"""Waits for a pattern in a console (floor 5): the `--until` of the launchers."""
+"""Waits for a pattern in a console (floor 6): the `--until` of the launchers."""
 
 from __future__ import annotations
 

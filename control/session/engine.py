@@ -1,7 +1,7 @@
 """pexpect's engine over a seat at a console (floor 4): the only module that knows pexpect.
 
 pexpect brings what its users know: pattern lists, `before`, `after` and `match`, EOF and TIMEOUT. What comes and what
-is typed goes through `control.vm.attached`.
+is typed goes through a `Seat`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from control.console.tail import ConsoleTail
 from control.errors import ConsoleError, WaitTimeout
 
 if TYPE_CHECKING:
-    from control.vm.attached import Attached
+    from control.session.seat import Seat
 
     Base = SpawnBase[Any]
 else:
@@ -59,7 +59,7 @@ class Engine(Base):
     _log: Any
     buffer_type: Any
 
-    def __init__(self, attached: Attached, *, timeout: float, plain: bool) -> None:
+    def __init__(self, attached: Seat, *, timeout: float, plain: bool) -> None:
         # Invalid UTF-8 becomes U+FFFD; the decoder is an incremental one, so split characters are none.
         super().__init__(
             timeout=timeout, maxread=READ_BYTES, searchwindowsize=WINDOW, encoding="utf-8", codec_errors="replace"
@@ -92,7 +92,7 @@ class Engine(Base):
             self.attached.wait(left)
 
     def send(self, text: str | bytes) -> int:
-        """Type `text`; returns the bytes typed. Raises ConsoleError, WaitTimeout as `Attached.type`."""
+        """Type `text`; returns the bytes typed. Raises ConsoleError, WaitTimeout as `Seat.type`."""
         data = text.encode() if isinstance(text, str) else text
         self._log(data.decode("utf-8", "replace"), "send")
         self.attached.type(data)

@@ -7,10 +7,12 @@ import os
 
 from control.console.sink import TIDY_UP
 from control.process.terminal import Terminal
-from control.vm.attached import PIECE_BYTES, Attached
+from control.session.seat import Seat
+
+PIECE_BYTES = 32 * 1024
 
 
-def interact(attached: Attached, unread: str, escape: bytes) -> None:
+def interact(attached: Seat, unread: str, escape: bytes) -> None:
     """Carry bytes both ways until `escape` is typed or the console ends. Raises ConsoleError when typing is refused."""
     _write(unread.encode())
     if not (os.isatty(0) and os.isatty(1)):
@@ -26,7 +28,7 @@ def interact(attached: Attached, unread: str, escape: bytes) -> None:
             _write(TIDY_UP + b"\r\n")
 
 
-def _carry(attached: Attached, escape: bytes, *, reads: bool) -> None:
+def _carry(attached: Seat, escape: bytes, *, reads: bool) -> None:
     while not attached.is_over:
         attached.attend()
         if data := attached.read():

@@ -14,6 +14,7 @@ from control.console.escape import ESCAPE_KEY
 from control.errors import ConfigError, ConsoleError, WaitTimeout
 from control.session.engine import EOF, TIMEOUT, Engine, ExpectTimeout
 from control.session.login import log_in
+from control.session.seat import Seat
 from control.session.shell import Done, Shell
 from control.vm.attached import Attached
 
@@ -42,7 +43,7 @@ class Session:
         timeout: Seconds that a wait lasts when it is not told otherwise.
     """
 
-    def __init__(self, attached: Attached, *, timeout: float = TIMEOUT_S, plain: bool = True) -> None:
+    def __init__(self, attached: Seat, *, timeout: float = TIMEOUT_S, plain: bool = True) -> None:
         self._attached = attached
         self._engine = Engine(attached, timeout=timeout, plain=plain)
         self._shell = Shell(self._engine)

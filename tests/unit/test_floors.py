@@ -21,10 +21,11 @@ FLOOR_OF_ROOM = {
     "argv": 2, "process": 2, "monitor": 2, "console": 2, "agent": 2, "share": 2, "accel": 2, "ssh": 2, "image": 2,
     "vm": 3,
     "session": 4,
-    "launch": 5, "cli": 5,
-    "simple_vm_launcher": 6, "enhanced_vm_launcher": 6, "unhinged_launcher": 6,
+    "lua": 5,
+    "launch": 6, "cli": 6,
+    "simple_vm_launcher": 7, "enhanced_vm_launcher": 7, "unhinged_launcher": 7,
 }  # fmt: skip
-MEANS, FACES, DOORS = 2, 5, 6
+MEANS, FACES, DOORS = 2, 6, 7
 
 DOOR_OF_DEPENDENCY = {
     "qemu": ("control/monitor/",),
