@@ -53,7 +53,7 @@ attach: setup ## go back to a VM that was detached from (NAME=)
 	@$(VENV)/bin/python control/enhanced_vm_launcher.py --attach $(call option,--name,NAME)
 
 ##@ Set up
-.PHONY: setup setup-python deps-install-essential deps-install-test image doctor
+.PHONY: setup setup-python deps-install-essential deps-install-test deps-install-lua image doctor
 setup: deps-install-essential setup-python ## what every run needs: system packages and .venv
 
 setup-python: $(VENV)/.ready ## the Python environment in .venv
@@ -64,6 +64,9 @@ deps-install-essential: ## missing system packages, installed with apt-get
 
 deps-install-test: deps-install-essential ## what only the tests need
 	@$(PYTHON) -m control.launch.deps test
+
+deps-install-lua: deps-install-essential ## Lua 5.4 and LuaSocket, for control.lua
+	@$(PYTHON) -m control.launch.deps lua
 
 image: build/image/image.json ## the built-in guest image in build/image
 
@@ -115,7 +118,7 @@ WORKERS = auto##: how many tests run at once; by default as many as there are CP
 PARALLEL = --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
 .PHONY: test test-fast test-slow test-all lint types check fuzz bench pictures
-test: setup deps-install-test deps-install-guests image $(VENV)/.ready-dev ## all tests that end within ten minutes, boots included
+test: setup deps-install-test deps-install-guests deps-install-lua image $(VENV)/.ready-dev ## all tests that end within ten minutes, boots included
 	@$(VENV)/bin/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-fast: setup $(VENV)/.ready-dev ## tests without a guest

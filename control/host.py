@@ -41,7 +41,7 @@ class Requirement(NamedTuple):
             something with a slash is a file.
         why: What it is for, as the end of "it ...".
         group: `essential` for `make start`, `test` for what only tests use, `guests` for what makes
-            packages of the agent and Debian images.
+            packages of the agent and Debian images, `lua` for `control.lua`.
         only_on: The distributions that have it, as `debian-12`; empty for all.
     """
 
@@ -120,6 +120,8 @@ REQUIREMENTS = (
         "test",
         ("debian-12",),
     ),
+    Requirement("lua5.4", (("lua5.4",),), "is the interpreter of control.lua", "lua"),
+    Requirement("lua-socket", (("/usr/share/lua/5.4/socket.lua",),), "lets its interpreters talk to each other", "lua"),
     Requirement("rpm", (("rpmbuild",),), "makes the agent's RPM package", "guests"),
     Requirement("mmdebstrap", (("mmdebstrap",),), "installs the packages of a Debian image", "guests"),
     Requirement(

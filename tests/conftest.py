@@ -37,7 +37,7 @@ for _name in ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS", "WORKERS"):
 # A shell starts what runs in its background with SIGINT ignored, and so would be what tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-TIERS = ("qemu", "boot", "browser", "kvm")
+TIERS = ("qemu", "boot", "browser", "kvm", "lua")
 FDS_TOLERATED = 2
 """Descriptors a library may open once and keep; a leak of ours repeats, and is seen by the next test of its kind."""
 
@@ -71,6 +71,10 @@ def _find_isolinux() -> bool:
     return all(file.exists() for file in files) and shutil.which("xorriso") is not None
 
 
+def _find_lua() -> bool:
+    return shutil.which("lua5.4") is not None and Path("/usr/share/lua/5.4/socket.lua").exists()
+
+
 @functools.cache
 def _find_kvm() -> bool:
     """Whether guest code runs under KVM here; a device that opens proves nothing."""
@@ -89,9 +93,10 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "ovmf": (_find_ovmf, "the UEFI firmware is not installed: make deps-install-test"),
     "installer": (_find_installer, "the Debian installer is not installed: make deps-install-test"),
     "isolinux": (_find_isolinux, "isolinux or xorriso is not installed: make deps-install-test"),
+    "lua": (_find_lua, "Lua 5.4 or LuaSocket is not installed: make deps-install-lua"),
     "kvm": (_find_kvm, "KVM does not run guest code here: make doctor says why"),
 }
-NEEDS_OF_TIER = {"qemu": ("qemu",), "boot": ("qemu", "image"), "kvm": ("qemu", "kvm")}
+NEEDS_OF_TIER = {"qemu": ("qemu",), "boot": ("qemu", "image"), "kvm": ("qemu", "kvm"), "lua": ("lua",)}
 
 
 def _require(name: str) -> None:

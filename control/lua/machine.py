@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from control.errors import ConfigError
-from control.lua.errors import LuaCancelled, LuaProcessError, LuaTimeout
+from control.lua.errors import LuaCancelled, LuaProcessError, LuaTimeout, NetworkingError
 from control.lua.output import Output
 from control.lua.values import decode, encode
 from control.process.pty_child import PtyChild, start_on_terminal
@@ -431,4 +431,5 @@ def _describe_code(code: int) -> str:
 
 def _build_error(values: list[Any]) -> LuaProcessError:
     message, trace, *rest = values
-    return LuaProcessError(str(message), seen=tuple(str(trace).splitlines()[:20]), value=rest[0] if rest else None)
+    kind = NetworkingError if "networking: " in str(message) else LuaProcessError
+    return kind(str(message), seen=tuple(str(trace).splitlines()[:20]), value=rest[0] if rest else None)

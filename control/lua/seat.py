@@ -20,7 +20,9 @@ INTERRUPT = b"\x03"
 LEAVE = b"\x15\x04"
 """Ctrl-U and Ctrl-D: forget what stands on the line, and end."""
 
-LEAVE_WAIT_S = 1.0
+LEAVE_WAITS_S = (0.2, 1.0, 1.0)
+"""Where it waits for us it goes at once; what runs is interrupted after the first of them."""
+
 TYPE_WAIT_S = 30.0
 
 
@@ -85,12 +87,12 @@ class LuaSeat:
             self._vm.end_talk()
 
     def _leave(self) -> None:
-        for attempt in range(3):
-            deadline = time.monotonic() + LEAVE_WAIT_S
+        for attempt, wait_s in enumerate(LEAVE_WAITS_S):
+            deadline = time.monotonic() + wait_s
             if attempt:
                 self._vm.interrupt_talk()
             with contextlib.suppress(ConsoleError, WaitTimeout):
-                self.type(LEAVE, LEAVE_WAIT_S)
+                self.type(LEAVE, wait_s)
             while not self.how and time.monotonic() < deadline:
                 self.wait(deadline - time.monotonic())
                 with contextlib.suppress(OSError):

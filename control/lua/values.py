@@ -42,8 +42,8 @@ def encode(values: Sequence[Any]) -> bytes:
 def decode(data: bytes) -> list[Any]:
     """Return the values of a frame.
 
-    nil is None; a string is str, what is no UTF-8 in it as lone surrogates (`os.fsencode` gives the bytes back); a table
-    with the keys 1 to n is a list, any other, the empty one too, a dict.
+    nil is None; a string is str, what is no UTF-8 in it as lone surrogates (`os.fsencode` gives the bytes back); a
+    table with the keys 1 to n is a list, any other, the empty one too, a dict.
 
     Raises:
         ValueError: It is no frame.
@@ -126,4 +126,9 @@ def _take_table(data: bytes, at: int, depth: int, *, is_list: bool) -> tuple[Any
     for _ in range(count if is_list else 2 * count):
         item, at = _take(data, at, depth + 1)
         items.append(item)
-    return (items if is_list else dict(zip(items[::2], items[1::2], strict=True))), at
+    if is_list:
+        return items, at
+    keys = items[::2]
+    if not all(isinstance(key, str | int | float) for key in keys):
+        raise ValueError("a key is none")
+    return dict(zip(keys, items[1::2], strict=True)), at

@@ -35,7 +35,7 @@ class Seat(Protocol):
         ...
 
     def wait(self, within_s: float | None, *others: int) -> set[int]:
-        """Wait until there may be something to read or attend, or one of `others` is readable; return those that are."""
+        """Wait until there may be something to read or attend, or one of `others` is readable; return those."""
         ...
 
     def type(self, data: bytes) -> None:
