@@ -96,15 +96,9 @@ class Desk:
         Raises:
             ConfigError, ImageError, HostError: As `plan_vm`.
         """
-        import asyncio
+        from control.vm.lifetime import plan
 
-        from control.spec.fleet import get_vm
-        from control.vm.declared import plan_vm
-        from control.vm.reach import look
-
-        seen = look(self.runtime, name)
-        known = seen.record.ports if seen.record is not None else {}
-        return asyncio.run(plan_vm(self.fleet, get_vm(self.fleet, name), seen.files, known_ports=known, make=make))
+        return plan(self.fleet, name, make=make)
 
     def show(self, document: Mapping[str, Any], text: str = "") -> None:
         """Print the result: `document` with --json, else `text`."""

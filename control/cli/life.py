@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +11,14 @@ from typing import Any
 from control.cli.desk import Desk, describe_error, show_error
 from control.cli.progress import Board
 from control.errors import ConfigError, ControlError, StateError, WaitTimeout
-from control.paths import open_instance_files
 from control.spec.fleet import build_start_layers, get_vm
 from control.units import format_duration
-from control.vm.hire import hire
-from control.vm.reach import begin, claim, connect, hold, kill_directly, look, refuse_foreign, settle
-from control.vm.remote import Remote, find_remote
+from control.vm import lifetime
+from control.vm.reach import connect, kill_directly, look
 
 KILL_ANSWER_S = 5.0
 """A supervisor that has not killed its VM by then is not waited for."""
 
-GOING_S = 10.0
-"""How long a supervisor whose VM has ended may take to leave."""
-
-GOING_LOOK_S = 0.01
 PARALLEL_MAX = 32
 
 
@@ -136,38 +129,13 @@ def _start_one(desk: Desk, name: str, board: Board, *, is_paused: bool) -> Fate:
 
 def _start_and_wait(desk: Desk, name: str, board: Board, *, is_paused: bool) -> Fate:
     started = time.monotonic()
-    refuse_foreign(desk.look(name))
-    files = open_instance_files(desk.runtime, name, is_shared=desk.location.is_shared)
-    with claim(desk.runtime, name, files) as lock:
-        outcome = "already running" if lock is None else "started"
-        if lock is not None:
-            _start_held(desk, name, lock, is_paused=is_paused)
+    say = (lambda note: None) if desk.is_json else desk.note_once
+    was_started = lifetime.start(desk.fleet, name, is_paused=is_paused, hired=desk.hired.get(name), say=say)
+    outcome = "started" if was_started else "already running"
     if not is_paused and desk.options.wait != "running":
         board.tell(name, "waiting")
         _wait_for(desk, name, desk.options.wait, desk.options.wait_timeout, lambda phase: board.tell(name, phase))
     return Fate(name, outcome, time.monotonic() - started)
-
-
-def _start_held(desk: Desk, name: str, lock: int, *, is_paused: bool) -> None:
-    from control.spec.plain import to_plain
-
-    files = open_instance_files(desk.runtime, name, is_shared=desk.location.is_shared)
-    early = desk.hired.get(name)
-    with contextlib.nullcontext(early) if early is not None else hire(name, files.directory) as hired:
-        planned = desk.plan(name)
-        if is_paused and desk.is_held(name):
-            raise ConfigError(f"{name} is no VM: it cannot be started paused", key="--paused", hint="leave that out")
-        for line in () if desk.is_json else planned.notes:
-            desk.note_once(line)
-        job = {
-            "name": name,
-            "adopt": False,
-            "spec": to_plain(planned.spec),
-            "ports": dict(planned.ports),
-            "restart": get_vm(desk.fleet, name).restart,
-            "waits": is_paused,
-        }
-        begin(hired, files, lock, job)
 
 
 def _wait_for(
@@ -175,15 +143,16 @@ def _wait_for(
 ) -> None:
     from control.vm.declared import find_ssh_port
 
-    params: dict[str, Any] = {"for": what, "timeout_s": max(timeout_s, 0.001)}
+    more: dict[str, Any] = {}
     if what == "ssh":
+        from control.vm.declared import find_ssh_port
+
         record = look(desk.runtime, name).record
         port = find_ssh_port(get_vm(desk.fleet, name), record.ports if record is not None else {})
         if port is None:
             raise ConfigError(f"{name} has no port for ssh", key=f"vm.{name}.ssh", hint='declare one: port = "auto"')
-        params["port"] = port
-    with connect(desk.runtime, name) as remote:
-        remote.call("wait", params, timeout_s=timeout_s + 30.0, on_phase=on_phase)
+        more["port"] = port
+    lifetime.wait_for(desk.runtime, name, what, timeout_s, on_phase, **more)
 
 
 # -- ending ------------------------------------------------------------------------------------------------------------
@@ -199,11 +168,8 @@ def _stop_one(desk: Desk, name: str, timeout_s: float) -> Fate:
     started = time.monotonic()
     if desk.look(name).foreign is not None:
         return _end_foreign(desk, name, "stopped", patience_s=timeout_s)
-    with _reach_anyhow(desk, name) as remote:
-        if remote is None:
-            return Fate(name, "already stopped")
-        remote.call("stop", {"timeout_s": timeout_s}, timeout_s=timeout_s + 90.0)
-    _wait_until_free(desk, name)
+    if not lifetime.stop(desk.runtime, name, timeout_s=timeout_s):
+        return Fate(name, "already stopped")
     return Fate(name, "stopped", time.monotonic() - started)
 
 
@@ -212,14 +178,14 @@ def _kill_one(desk: Desk, name: str) -> Fate:
     if desk.look(name).foreign is not None:
         return _end_foreign(desk, name, "killed", patience_s=None)
     try:
-        with _reach_anyhow(desk, name) as remote:
+        with lifetime.reach_anyhow(desk.runtime, name) as remote:
             if remote is None:
                 return Fate(name, "already stopped")
             remote.call("kill", timeout_s=KILL_ANSWER_S)
     except (WaitTimeout, StateError):
         if not kill_directly(desk.runtime, name):
             return Fate(name, "already stopped")
-    _wait_until_free(desk, name)
+    lifetime.wait_until_free(desk.runtime, name)
     return Fate(name, "killed", time.monotonic() - started)
 
 
@@ -238,41 +204,6 @@ def _tell_one(desk: Desk, name: str, method: str, outcome: str) -> Fate:
     with connect(desk.runtime, name) as remote:
         remote.call(method)
     return Fate(name, outcome, time.monotonic() - started)
-
-
-@contextlib.contextmanager
-def _reach_anyhow(desk: Desk, name: str) -> Iterator[Remote | None]:
-    """Connect to the supervisor of a VM, also of one that is between two runs; None when nothing runs."""
-    seen = look(desk.runtime, name)
-    remote = find_remote(seen.files.control_socket)
-    if remote is None and seen.is_running:
-        try:
-            remote = connect(desk.runtime, name)
-        except StateError:
-            if look(desk.runtime, name).is_running:
-                raise
-    if remote is None and seen.files.directory.is_dir():
-        with hold(seen.files) as lock:
-            if lock is not None:
-                settle(look(desk.runtime, name))
-    with remote or contextlib.nullcontext():
-        yield remote
-
-
-def _wait_until_free(desk: Desk, name: str) -> None:
-    """Wait until the supervisor has left, so that the next command finds nothing of it."""
-    files = look(desk.runtime, name).files
-    deadline = time.monotonic() + GOING_S
-    while time.monotonic() < deadline:
-        with hold(files) as lock:
-            if lock is not None:
-                settle(look(desk.runtime, name))
-                return
-        seen = look(desk.runtime, name)
-        if seen.is_running and seen.state in ("STARTING", "RUNNING", "PAUSED"):
-            return  # somebody has started it again
-        time.sleep(GOING_LOOK_S)
-    raise WaitTimeout(f"the supervisor of {name} to leave", GOING_S)
 
 
 # -- many at once ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from control.console.escape import ESCAPE_KEY
@@ -285,9 +284,10 @@ def attach_to_vm(
     raw: bool = False,
 ) -> Session:
     """Return a session that is open until `detach_vm`; otherwise as `open_session`."""
+    from control.session.configuration import find_configuration
     from control.vm.reach import connect
 
-    runtime = _find_runtime(config)
+    runtime = find_configuration(config).runtime
     start = {"prompt": None, "start": 0, "now": None}[since]
     attached = Attached(
         lambda: connect(runtime, name), console=console, mode=mode, who=f"a script (pid {os.getpid()})", start=start
@@ -316,16 +316,6 @@ def send_input(session: Session, text: str | bytes) -> int:
 def read_output(session: Session, *, timeout: float = 0.0) -> str:
     """Return what came since the last time; see `Session.read`."""
     return session.read(timeout=timeout)
-
-
-def _find_runtime(config: str | os.PathLike[str] | None) -> Path:
-    from control.spec.locate import find_location
-
-    given = None if config is None else Path(config)
-    home = Path(os.environ.get("HOME") or "/")
-    if given is not None and given.is_dir():
-        return find_location(None, cwd=given.absolute(), home=home).runtime
-    return find_location(given, cwd=Path.cwd(), home=home).runtime
 
 
 def _wait_for_turn(attached: Attached, timeout: float) -> None:

@@ -10,8 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from control.errors import EXIT_TIMEOUT, EXIT_USAGE, ConsoleError, WaitTimeout
-from control.session import CommandTimeout, SessionEnded, attach_to_vm, detach_vm, open_session, read_output, send_input
+from control.errors import EXIT_TIMEOUT, EXIT_USAGE, ConsoleError, ControlError, WaitTimeout
+from control.session import (
+    CommandTimeout,
+    Done,
+    SessionEnded,
+    attach_to_vm,
+    create_cluster,
+    detach_vm,
+    open_session,
+    read_output,
+    send_input,
+)
 from tests.qemu.fleets import COMMAND, WITHIN_S, Desk, end_at_once, open_desk
 
 pytestmark = pytest.mark.boot
@@ -150,3 +160,19 @@ def test_a_vm_that_stops_ends_the_session(desk: Desk) -> None:
         with pytest.raises(SessionEnded) as caught:
             session.expect("no such text")
         assert caught.value.evidence
+
+
+def test_vms_work_as_a_cluster(workdir: Path) -> None:
+    with open_desk(workdir) as desk:
+        desk.write(CONFIGURATION + CONFIGURATION.replace("[vm.one]", "[vm.two]"))
+        with create_cluster(["one", "two"], config=desk.directory, timeout=WITHIN_S * 2) as cluster:
+            cluster.broadcast("uname -s; exit_code() { return 5; }; exit_code", timeout=WITHIN_S)
+            for answer in cluster.gather(timeout=WITHIN_S).values():
+                assert isinstance(answer, Done), answer
+                assert (answer.output, answer.exit_code) == ("Linux\n", 5)
+            desk.run("kill", "two")
+            cluster.broadcast("echo here", timeout=WITHIN_S)
+            one, two = cluster.gather(timeout=WITHIN_S).values()
+            assert isinstance(one, Done)
+            assert isinstance(two, ControlError)
+        assert desk.status("one")["state"] == "STOPPED"
