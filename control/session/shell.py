@@ -116,9 +116,10 @@ class Shell:
             self.meet(within_s)
         nonce = _make_nonce()
         mark, word = _halve(nonce), self._type_long(command, deadline)
+        # As short as it can be: the echo of each character is time, at a serial line.
         self._engine.send(
-            f' read _t _u </proc/uptime;printf \'~%s:b%s~\' {mark} "${{_t-}}" {mark} "${{_t-}}";'
-            f"{self._eval} {word};printf '~%s:%d~' {mark} $? {mark} $?;echo\n"
+            f' _n={mark};read _t _u </proc/uptime;printf "~$_n:b${{_t-}}~~$_n:b${{_t-}}~";'
+            f'{self._eval} {word};printf "~$_n:$?~~$_n:$?~\\n"\n'
         )
         end = re.compile(f"~{nonce}:(\\d{{1,3}})~")
         text, ended = self._read_until(lambda recent: _find(end, recent) is not None, deadline - time.monotonic())
