@@ -13,6 +13,7 @@ import pexpect
 import pyte
 import pytest
 
+from control.session import open_session
 from tests.qemu.fleets import COMMAND, WITHIN_S, Desk, open_desk
 
 pytestmark = pytest.mark.boot
@@ -104,6 +105,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         done = desk.run("start", "--wait", "agent", "one")
         assert done.exit_code == 0, done.stderr
         desk.run("exec", "-n", "one", "--", "dmesg", "-n", "1")  # a word of the kernel's is no part of these pictures
+        for console in ("ttyS0", "hvc0"):
+            with open_session("one", console=console, config=desk.directory, timeout=WITHIN_S) as session:
+                session.login("root")
         yield desk
         desk.run("stop", "one")
         desk.wait_until_gone()
@@ -112,9 +116,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 @pytest.fixture
 def eye(desk: Desk) -> Iterator[Eye]:
     with Eye(desk) as eye:
-        eye.look(lambda lines: any(line.endswith(("login:", "#")) for line in lines))
-        if any(line.endswith("login:") for line in eye.lines):
-            eye.send("root\r")
         eye.look(lambda lines: lines[eye.screen.cursor.y].endswith("#"))
         eye.send("clear\r")
         eye.look(lambda lines: lines[0].endswith("#"))
@@ -226,10 +227,7 @@ def test_the_console_is_complete_from_its_first_byte(desk: Desk) -> None:
 @pytest.mark.parametrize("console", ["hvc0", "shell"])
 def test_the_other_consoles(desk: Desk, console: str) -> None:
     with Eye(desk, "--console", console) as other:
-        other.look(lambda lines: any(line.rstrip().endswith(("login:", "#")) for line in lines))
-        if any(line.endswith("login:") for line in other.lines):
-            other.send("root\r")
-            other.look(lambda lines: lines[other.screen.cursor.y].endswith("#"))
+        other.look(lambda lines: lines[other.screen.cursor.y].endswith("#"))
         other.send('tty; echo at th""is one\r')
         lines = other.see("at this one")
         assert any(("/dev/hvc0" if console == "hvc0" else "/dev/pts/") in line for line in lines)
