@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from control.session import CommandTimeout, open_session
 from tests.boot.launching import Launch, open_launch, wait_until_gone
+from tests.qemu.fleets import finish, open_desk
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -70,3 +72,51 @@ def make_iso(installer: Path, workdir: Path) -> Path:
     options = ["-c", "isolinux/boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", str(tree)]
     subprocess.run([*command, *options], check=True, capture_output=True, timeout=60)
     return iso
+
+
+SHELL_SCRIPT = """
+timeout 200
+expect "Prompt: "
+line "<"
+expect "10: Execute a shell"
+expect "Prompt: "
+line 10
+expect "Press enter to continue"
+line
+expect "# "
+run "uname -s | grep -x Linux"
+run "test -e /none" exit 1
+print "at a shell"
+"""
+
+
+def test_a_script_leads_to_a_shell_of_the_installer(installer: Path, workdir: Path) -> None:
+    """At ttyS0 of an image we did not build: patterns, answers, and commands with their exit codes."""
+    with open_desk(workdir) as desk:
+        desk.write(f"""
+[vm.installer]
+kernel = "{installer}/linux"
+initrd = "{installer}/initrd.gz"
+append = "console=ttyS0 DEBIAN_FRONTEND=text"
+memory = "1G"
+cpus = 1
+accel = "tcg"
+net = "none"
+agent = false
+""")
+        (workdir / "script").write_text(SHELL_SCRIPT)
+        assert desk.run("start", "installer").exit_code == 0
+        process = desk.begin("--json", "expect", "installer", "--from", "start", "script")
+        done = finish(process, within_s=280)
+        assert done.exit_code == 0, done.stderr
+        assert done.document["printed"] == ["at a shell"]
+        with open_session("installer", config=workdir, timeout=60) as session:
+            # The installer runs GNU screen on its serial console: what comes is a drawing, line ends are its own.
+            assert session.run("cd /usr; pwd").output.strip() == "/usr"
+            assert session.run("pwd; false").exit_code == 1
+            with pytest.raises(CommandTimeout) as caught:
+                session.run("sleep 1000", timeout=2)
+            assert caught.value.stopped
+            assert session.run("echo back").output.strip() == "back"
+        desk.run("kill", "installer")
+        desk.wait_until_gone()
