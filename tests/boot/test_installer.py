@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from control.session import CommandTimeout, open_session
+from control.session import open_session
 from tests.boot.launching import Launch, open_launch, wait_until_gone
 from tests.qemu.fleets import finish, open_desk
 
@@ -114,9 +114,5 @@ agent = false
             # The installer runs GNU screen on its serial console: what comes is a drawing, line ends are its own.
             assert session.run("cd /usr; pwd").output.strip() == "/usr"
             assert session.run("pwd; false").exit_code == 1
-            with pytest.raises(CommandTimeout) as caught:
-                session.run("sleep 1000", timeout=2)
-            assert caught.value.stopped
-            assert session.run("echo back").output.strip() == "back"
         desk.run("kill", "installer")
         desk.wait_until_gone()
