@@ -28,6 +28,9 @@ class ConsoleChannel:
         log: The file of what the guest says.
         position: Where in the file to begin to read; None for its end.
 
+    Attributes:
+        missed: Bytes that were given back of the file before they were read.
+
     Raises:
         HostError: The file cannot be opened.
     """
@@ -38,6 +41,7 @@ class ConsoleChannel:
         except OSError as error:
             raise HostError(f"the console's log {log} cannot be read: {error.strerror}") from error
         os.lseek(self._log, position or 0, os.SEEK_SET if position is not None else os.SEEK_END)
+        self.missed = 0
         self._came = asyncio.Event()
         self._is_whole = False
 
@@ -57,7 +61,7 @@ class ConsoleChannel:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield what the guest wrote, unchanged and complete, as it comes. Raises HostError."""
-        from control.console.follow import open_watch  # it loads what costs more than a start has time for
+        from control.console.follow import open_watch, skip_hole  # it loads what costs more than a start has time for
 
         loop = asyncio.get_running_loop()
         watch = open_watch(self._log)
@@ -67,8 +71,10 @@ class ConsoleChannel:
                 # Both looked at before the file is: what is written after that is told of again.
                 self._came.clear()
                 is_whole = self._is_whole
+                self.missed += skip_hole(self._log)
                 while chunk := os.read(self._log, CHUNK_BYTES):
                     yield chunk
+                    self.missed += skip_hole(self._log)
                     # A guest that always has more to say would otherwise be all this event loop ever sees.
                     await asyncio.sleep(0)
                 if is_whole:

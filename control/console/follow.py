@@ -16,6 +16,9 @@ _PIECE_BYTES = 1 << 16
 _LOOK_S = 5.0
 """Some file systems (those of a network among them) tell of no change."""
 
+_LAG_BYTES = 256 << 20
+"""Nobody gives blocks back that are as near to the end of a log (control/process/punch.py)."""
+
 
 def follow(descriptor: int, writer: int) -> Iterator[bytes]:
     """Yield what is in the open file `descriptor` from where it stands, as it comes, until its writer has ended.
@@ -34,8 +37,10 @@ def follow(descriptor: int, writer: int) -> Iterator[bytes]:
         has_ended = False
         while True:
             # Looked at after the writer has ended as well: what it wrote last is part of the file.
+            skip_hole(descriptor)
             while piece := os.read(descriptor, _PIECE_BYTES):
                 yield piece
+                skip_hole(descriptor)
             if has_ended:
                 return
             for found, _ in poller.poll(_LOOK_S * 1000):
@@ -45,6 +50,18 @@ def follow(descriptor: int, writer: int) -> Iterator[bytes]:
                     has_ended = True
     finally:
         os.close(watch)
+
+
+def skip_hole(descriptor: int) -> int:
+    """Go on behind what was given back of a log, which would read as zeros; return how many bytes that is."""
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    if os.fstat(descriptor).st_size - position <= _LAG_BYTES:
+        return 0
+    try:
+        return os.lseek(descriptor, position, os.SEEK_DATA) - position
+    except OSError:  # no data is behind it yet, or the file system knows of no holes
+        os.lseek(descriptor, position, os.SEEK_SET)
+        return 0
 
 
 def open_watch(descriptor: int) -> int:

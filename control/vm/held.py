@@ -214,6 +214,7 @@ class HeldMachine(VM):
             self.watch.feed(chunk)
             recording.said(chunk, channel.position)
             await self._listener.on_console(chunk)
+        self._tell_missed(channel)
 
     async def _follow_line(self) -> None:
         """Tell when the cable goes, and when it is back."""

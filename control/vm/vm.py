@@ -425,7 +425,14 @@ class VM:
             recording.said(chunk, console.position)
             await self._listener.on_console(chunk)
             await traffic.take_console(chunk)
+        self._tell_missed(console)
         await traffic.end_console()
+
+    def _tell_missed(self, console: ConsoleChannel) -> None:
+        if console.missed:
+            self._listener.on_note(
+                f"{format_size(console.missed)} of the console were given back before they were read"
+            )
 
     async def _record_hvc0(self, channel: ConsoleChannel) -> None:
         recording = self.consoles["hvc0"].recording
