@@ -49,16 +49,27 @@ async def run(
     started = time.monotonic()
     try:
         with _open_stdin(stdin) as source:
-            transport, collector = await asyncio.get_running_loop().subprocess_exec(
-                lambda: _Collector(on_stdout, on_stderr),
-                *argv,
-                stdin=source,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                cwd=cwd,
-                env=env,
-                start_new_session=True,
+            starting = asyncio.ensure_future(
+                asyncio.get_running_loop().subprocess_exec(
+                    lambda: _Collector(on_stdout, on_stderr),
+                    *argv,
+                    stdin=source,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    cwd=cwd,
+                    env=env,
+                    start_new_session=True,
+                )
             )
+            try:
+                transport, collector = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                # Cancelled itself, it would end the program and leave what that has started by then.
+                transport, collector = await starting
+                kill_group(transport.get_pid())
+                await collector.exited.wait()
+                transport.close()
+                raise
     except OSError as error:
         raise HostError(f"{argv[0]} cannot be started: {error.strerror}", hint="make doctor") from error
     return_code: int | None = None
