@@ -205,7 +205,7 @@ def _measure_many(settings: Settings) -> list[Figure]:
 def count_lost_lines(directory: Path, name: str, run: Callable[..., object]) -> int:
     """Let the guest write numbered lines to its console, and count those that its log has not.
 
-    QEMU 7.2 writes a byte to its log again when the socket was full (docs/architecture.md): bytes may be added.
+    Messages of the agent and the kernel stand among them: bytes may be added.
     """
     nonce = secrets.token_hex(4)
     burst = f"i=0; while [ $i -lt {BURST_LINES} ]; do echo {nonce}-$i; i=$((i+1)); done > /dev/ttyS0"

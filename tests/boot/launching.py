@@ -210,19 +210,14 @@ def run_launcher(launcher: str, *options: str, cwd: Path, exit_code: int = 0, **
 
 
 def see_same_console(shown: bytes | bytearray, log: Path) -> None:
-    """See to it that `shown` is the console that QEMU logged, not a byte lost, changed or added.
-
-    The log may have a byte twice: QEMU 7.2 logs what it could not write because the socket was full, and again when it
-    can (chardev/char.c, qemu_chr_write_buffer, takes EAGAIN for a fatal error).
-    """
-    logged, at = log.read_bytes(), 0
-    for position, byte in enumerate(shown):
-        while at < len(logged) and logged[at] != byte and at and logged[at] == logged[at - 1]:
-            at += 1
-        around = f"{bytes(shown[position - 40 : position + 20])!r}, the log has {logged[at - 40 : at + 20]!r}"
-        assert at < len(logged) and logged[at] == byte, f"byte {position} of the console differs: shown is {around}"
-        at += 1
-    assert len(set(logged[at - 1 :])) <= 1, f"not shown: {logged[at:][-200:]!r}"
+    """See to it that `shown` is the console that QEMU logged, not a byte lost, changed or added."""
+    logged = log.read_bytes()
+    if bytes(shown) != logged:
+        at = next((at for at, pair in enumerate(zip(shown, logged, strict=False)) if pair[0] != pair[1]), 0)
+        raise AssertionError(
+            f"{len(shown)} bytes are shown, {len(logged)} logged; at {at} {bytes(shown[at - 40 : at + 20])!r} is shown,"
+            f" {logged[at - 40 : at + 20]!r} logged"
+        )
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
