@@ -7,14 +7,15 @@ import select
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import serial
 import serial.rfc2217
+
+from tests.qemu.fleets import wait_for
 
 WITHIN_S = 30.0
 
@@ -151,12 +152,3 @@ def serve_rfc2217() -> Iterator[Rfc2217Server]:
         yield server
     finally:
         server.close()
-
-
-def wait_for(wanted: Callable[[], Any]) -> Any:
-    """Wait until something is so, and return it."""
-    deadline = time.monotonic() + WITHIN_S
-    while not (found := wanted()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found

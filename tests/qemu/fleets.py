@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +136,15 @@ def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_for(wanted: Callable[[], Any]) -> Any:
+    """Wait until something is so, and return it."""
+    deadline = time.monotonic() + WITHIN_S
+    while not (found := wanted()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
 
 
 def end_at_once(pid: int) -> None:

@@ -6,9 +6,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,7 @@ from control.process.limits import make_group
 from control.session import SessionEnded, open_session
 from control.spec.limits import Limits
 from control.units import MIB
-from tests.qemu.fleets import WITHIN_S, Desk, end_at_once, is_alive, open_desk
+from tests.qemu.fleets import WITHIN_S, Desk, end_at_once, is_alive, open_desk, wait_for
 
 SHELL = """
 [vm.shell]
@@ -34,14 +33,6 @@ def desk(workdir: Path) -> Iterator[Desk]:
         yield desk
         desk.run("kill", "--all")
         desk.wait_until_gone()
-
-
-def wait_for(wanted: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WITHIN_S
-    while not (found := wanted()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
 
 
 def start(desk: Desk, *names: str) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from control.errors import EXIT_QEMU_DIED, ConsoleError
 from control.session import open_session
-from tests.qemu.fleets import WITHIN_S, Desk, end_at_once, open_desk
-from tests.serial_ports import lay_cable, serve_rfc2217, wait_for
+from tests.qemu.fleets import WITHIN_S, Desk, end_at_once, open_desk, wait_for
+from tests.serial_ports import lay_cable, serve_rfc2217
 
 BINARY = bytes(range(256)) * 400
 
