@@ -109,6 +109,7 @@ class AgentClient:
         )
         self._pending: dict[str, _Pending] = {}
         self._abandoned: dict[str, None] = {}
+        self._given_up: set[str] = set()  # in the session before: an answer that comes late is no fault of the guest's
         self._jobs: dict[int, Job] = {}
         # An identity no earlier connection can have used: late answers to those are then recognised and dropped.
         self._prefix = secrets.token_hex(6)
@@ -502,6 +503,7 @@ class AgentClient:
                     AgentProtocolError(f"{why} before it answered {pending.method}", hint=hint)
                 )
                 pending.answer.exception()  # whether or not somebody still waits for it
+        self._given_up = set(self._pending)
         self._pending.clear()
         self._abandoned.clear()
         jobs = list(self._jobs.values())
@@ -589,7 +591,10 @@ class AgentClient:
         request_id = value.get("id") if isinstance(value, dict) and value.get("jsonrpc") == "2.0" else None
         pending = self._pending.pop(request_id, None) if isinstance(request_id, str) else None
         if pending is None or not isinstance(value, dict):
-            self._useless += 1
+            if isinstance(request_id, str) and request_id in self._given_up:
+                self._given_up.discard(request_id)
+            else:
+                self._useless += 1
             self._cancel_abandoned(request_id, value)
         elif pending.begins_job and "result" in value:
             self._take_job(pending, value["result"])
