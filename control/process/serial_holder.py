@@ -103,6 +103,9 @@ class Line:
         port.timeout = 0 if self.has_descriptor else READ_WAIT_S
         if isinstance(port, serial.Serial):
             port.exclusive = True
+        if "://" in str(self.job["port"]):
+            # pyserial throws away at its opening what the other side has said by then: here, its greeting.
+            port.reset_input_buffer = lambda: None
         port.open()
         return port
 

@@ -15,6 +15,7 @@ import pytest
 from control.errors import ConfigError, ControlError, WaitTimeout
 from control.lua import LuaCancelled, LuaNotFoundError, LuaProcessError, LuaResult, LuaVMs, NetworkingError
 from control.lua import vms as module
+from control.paths import ROOT
 
 WITHIN_S = 30.0
 FOREVER = "while true do end"
@@ -279,5 +280,7 @@ def test_a_host_without_luasocket(monkeypatch: pytest.MonkeyPatch, vms: LuaVMs) 
 
 
 def test_the_make_target_is_there() -> None:
-    done = subprocess.run(["make", "--dry-run", "deps-install-lua"], capture_output=True, text=True, check=True)
+    argv = ["make", "--dry-run", "deps-install-lua"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert "control.launch.deps lua" in done.stdout

@@ -173,7 +173,6 @@ def test_a_bare_socket(desk: Desk) -> None:
                 assert board.recv(100) == greeting + b"\n"
                 done = desk.run("line", "board", "break")
                 assert "a bare socket carries neither a break nor DTR and RTS" in done.stderr
-            wait_for(lambda: not is_connected(desk))
 
 
 def test_a_port_without_lines_says_so(desk: Desk) -> None:
