@@ -200,7 +200,7 @@ def _measure_viewers(settings: Settings) -> list[Figure]:
     for number in range(burst.blocks):
         crc = zlib.crc32(payload.build_block(number, text, 0), crc)
     directory = settings.directory / "burst"
-    fleet = Fleet(directory, ["burst"], settings.accelerator)
+    fleet = Fleet(directory, ["burst"], settings.accelerator, memory=1024)
     wrapper = directory / "qemu"
     argv = json.loads(fleet.run("--json", "config", "show", "burst").stdout)["argv"]
     wrapper.write_text(WRAPPER.format(python=sys.executable, port=PORT.format("console"), qemu=argv[0]))
