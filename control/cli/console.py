@@ -40,7 +40,8 @@ HELP = """\
   detach, quit   leave the console; the VM runs on
   steal          take the keyboard from whoever has it
   release        leave the keyboard to others, and only read
-  status, exec, put, get, monitor, qmp, send, screenshot, forward, line, pause, resume, stop, kill
+  status, exec, put, get, monitor, qmp, send, screenshot, forward, line,
+  pause, resume, stop, kill
                  as `unhinged` has them, without the VM's name: exec uname -a
   (empty line)   back to the console; Ctrl-] there types one
 """
