@@ -6,7 +6,6 @@ and outlives whoever started it. What to run stands in `holder.job`, that it run
 `holder.end`. SIGTERM asks the program, and all that it started on that terminal, to end; SIGQUIT ends them.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -17,11 +16,14 @@ import sys
 import termios
 import time
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from control.process import holding
+
 READ_BYTES = 65536
 TYPED_BYTES = 4096
 """What a terminal takes while nobody reads (N_TTY_BUF_SIZE, Linux's n_tty.c)."""
 
-FULL_DISK_WAIT_S = 0.2
 LAST_WORDS_S = 1.0
 """How long what the program has said is still read, should something it started hold the terminal open."""
 
@@ -31,39 +33,23 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
-    pid_file = sys.argv[1]
-    os.chdir(os.path.dirname(pid_file))
-    with open("holder.job", encoding="utf-8") as file:
-        job = json.load(file)
-    write("pid", str(os.getpid()))
-    waking, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, lambda number, frame: None)
-    signal.set_wakeup_fd(wakeup)
+    job = holding.take_job(sys.argv[1])
+    waking = holding.catch_signals(signal.SIGCHLD, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGINT)
     master, slave = os.openpty()
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-    log = os.open("serial", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    typed = os.open("serial.in", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    orders = os.open("holder.orders", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    log, typed, orders = holding.open_files()
     child, failure = start(job, slave)
     os.close(slave)
     if failure:
         os.waitpid(child, 0)
-        write("holder.end", json.dumps({"error": failure}))
+        holding.tell_end(error=failure)
         return 1
-    write("holder.state", json.dumps({"pid": child}))
+    holding.write("holder.state", json.dumps({"pid": child}))
     status = Holder(child, master, log, typed, orders, waking).hold()
     end_session(child, signal.SIGHUP, signal.SIGCONT, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(status)
-    write("holder.end", json.dumps({"exit_code": code if code >= 0 else 128 - code, "signal": max(0, -code)}))
+    holding.tell_end(exit_code=code if code >= 0 else 128 - code, signal=max(0, -code))
     return 0
-
-
-def write(name: str, text: str) -> None:
-    """Write a whole file; whoever looks sees all of it or nothing."""
-    with open(f".{name}", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(f".{name}", name)
 
 
 def start(job: "dict[str, object]", slave: int) -> "tuple[int, str]":
@@ -147,7 +133,7 @@ class Holder:
             poller.register(self.master, (0 if self.said else select.POLLIN) | (select.POLLOUT if self.keys else 0))
         if not self.keys:
             poller.register(self.typed, select.POLLIN)
-        wait_s = FULL_DISK_WAIT_S if self.said or self.status >= 0 else None
+        wait_s = holding.FULL_DISK_WAIT_S if self.said or self.status >= 0 else None
         for descriptor, events in poller.poll(None if wait_s is None else wait_s * 1000):
             if descriptor == self.waking:
                 self.take_signals()
@@ -159,7 +145,7 @@ class Holder:
                 self.type()
             else:
                 self.read()
-        self.write()
+        self.said = holding.log_said(self.log, self.said)
 
     def read(self) -> None:
         try:
@@ -168,14 +154,6 @@ class Holder:
             return
         except OSError:  # EIO: nobody has the terminal open any more
             self.is_open = False
-
-    def write(self) -> None:
-        try:
-            while self.said:
-                self.said = self.said[os.write(self.log, self.said) :]
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
 
     def type(self) -> None:
         try:

@@ -7,7 +7,7 @@ dtr on`, `NUMBER rts pulse SECONDS`), and outlives whoever started it. What to h
 SIGQUIT end it.
 """
 
-import errno
+import contextlib
 import json
 import os
 import select
@@ -19,52 +19,51 @@ from typing import Any
 
 import serial
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from control.process import holding
+
 READ_BYTES = 65536
 TYPED_BYTES = 1024
 """At once: an order, or the end, need not wait for more at 9600 baud than for a second."""
 
-FULL_DISK_WAIT_S = 0.2
 LOOK_AGAIN_S = 0.25
 """How often a cable that is gone is looked for."""
 
 READ_WAIT_S = 0.5
+PORT_ERRORS = (OSError, ValueError, TypeError)
+"""What pyserial raises: of the system, of its own, and (TypeError) of a port that was just closed."""
+
 PARITIES = {"none": "N", "even": "E", "odd": "O", "mark": "M", "space": "S"}
 
 
 def main() -> int:
-    pid_file = sys.argv[1]
-    os.chdir(os.path.dirname(pid_file))
-    with open("holder.job", encoding="utf-8") as file:
-        job = json.load(file)
-    write("pid", str(os.getpid()))
-    waking, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, lambda number, frame: None)
-    signal.set_wakeup_fd(wakeup)
+    job = holding.take_job(sys.argv[1])
+    waking = holding.catch_signals(signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGINT)
+    log, typed, orders = holding.open_files()
     try:
         line = Line(job)
     except (OSError, ValueError) as error:
         hint = "is it plugged in? may you read and write it (the group dialout)? does another program have it?"
-        write("holder.end", json.dumps({"error": f"{job['port']} cannot be opened: {describe(error)}", "hint": hint}))
+        holding.tell_end(error=f"{job['port']} cannot be opened: {describe(error)}", hint=hint)
         return 1
-    orders = os.open("holder.orders", os.O_RDWR | os.O_CLOEXEC)
-    for work in (line.read_on, line.type_on):
-        threading.Thread(target=work, daemon=True).start()
+    threading.excepthook = end_with_thread
+    threading.Thread(target=line.read_on, args=(log,), daemon=True).start()
+    threading.Thread(target=line.type_on, args=(typed,), daemon=True).start()
     while True:
         ready, _, _ = select.select([waking, orders], [], [])
+        if waking in ready and set(os.read(waking, 4096)) & {signal.SIGTERM, signal.SIGQUIT}:
+            holding.tell_end(exit_code=0, signal=0)
+            return 0
         if orders in ready:
             for order in os.read(orders, 4096).decode("utf-8", "replace").splitlines():
-                line.do(order)
-        if waking in ready and set(os.read(waking, 4096)) & {signal.SIGTERM, signal.SIGQUIT}:
-            write("holder.end", json.dumps({"exit_code": 0, "signal": 0}))
-            return 0
+                line.do(order, waking)
 
 
-def write(name: str, text: str) -> None:
-    """Write a whole file; whoever looks sees all of it or nothing."""
-    with open(f".{name}", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(f".{name}", name)
+def end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    """End all of us when what reads or types has failed: half a holder is worse than none."""
+    holding.tell_end(error=f"the holder failed: {failed.exc_value!r}"[:400], hint="is its directory still there?")
+    os._exit(1)
 
 
 def describe(error: Exception) -> str:
@@ -82,7 +81,9 @@ class Line:
         self.job = job
         self.has_descriptor = not str(job["port"]).startswith("rfc2217:")
         self.state: dict[str, Any] = {"port": job["port"], "connected": True, "why": "", "outages": 0}
-        self.guard = threading.Lock()
+        self.telling = threading.Lock()
+        self.using = threading.Lock()
+        self.write_error: Exception | None = None
         self.is_there = threading.Event()
         self.port = self.open()
         self.tell()
@@ -110,22 +111,22 @@ class Line:
         return port
 
     def tell(self, **changes: object) -> None:
-        with self.guard:
+        with self.telling:
             self.state.update(changes)
-            write("holder.state", json.dumps(self.state))
+            holding.write("holder.state", json.dumps(self.state))
 
     # -- what it says ------------------------------------------------------------------------------------------------
 
-    def read_on(self) -> None:
+    def read_on(self, log: int) -> None:
         """Write what the board says, for ever; a thread of its own."""
-        log = os.open("serial", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         while True:
             try:
                 said = self.read()
-            except (OSError, ValueError, TypeError) as error:  # TypeError: pyserial's, of a port that was just closed
-                self.wait_for_cable(describe(error))
+            except PORT_ERRORS as error:
+                self.wait_for_cable(error)
                 continue
-            append(log, said)
+            while said := holding.log_said(log, said):
+                time.sleep(holding.FULL_DISK_WAIT_S)  # the board's driver keeps what comes meanwhile, as far as it can
 
     def read(self) -> bytes:
         if self.has_descriptor:
@@ -134,75 +135,76 @@ class Line:
         said = bytes(self.port.read(1))
         return said + bytes(self.port.read(self.port.in_waiting))
 
-    def wait_for_cable(self, why: str) -> None:
-        self.is_there.clear()
-        self.tell(connected=False, why=f"the line is gone: {why}", outages=self.state["outages"] + 1)
+    def wait_for_cable(self, error: Exception) -> None:
+        with self.using:
+            self.is_there.clear()
+            why = self.write_error or error
+            self.write_error = None
+        self.tell(connected=False, why=f"the line is gone: {describe(why)}", outages=self.state["outages"] + 1)
         close(self.port)
         while True:
+            # Whoever puts a cable back tells nobody: a device may be anywhere, and the other end of a socket is far.
             time.sleep(LOOK_AGAIN_S)
             try:
-                self.port = self.open()
+                port = self.open()
             except (OSError, ValueError):
                 continue
             break
+        with self.using:
+            self.port = port
         self.tell(connected=True, why="")
         self.is_there.set()
 
     # -- what is typed -------------------------------------------------------------------------------------------------
 
-    def type_on(self) -> None:
+    def type_on(self, typed: int) -> None:
         """Type what is to be typed, for ever; a thread of its own."""
-        typed = os.open("serial.in", os.O_RDWR | os.O_CLOEXEC)
         while True:
             data = os.read(typed, TYPED_BYTES)
             self.is_there.wait()
+            port = self.port
             try:
-                self.port.write(data)
-            except (OSError, ValueError, TypeError):
-                # The reader finds out as well, and looks for the cable; what was on its way is lost as on any wire.
-                time.sleep(LOOK_AGAIN_S)
+                port.write(data)
+            except PORT_ERRORS as error:
+                self.lose(port, error)  # what was on its way is lost, as on any wire
+
+    def lose(self, port: Any, error: Exception) -> None:
+        """Let the reader find out that a port cannot be written to, unless it has by itself."""
+        with self.using:
+            if port is self.port and self.is_there.is_set():
+                self.is_there.clear()
+                self.write_error = error
+                close(port)
 
     # -- its lines -----------------------------------------------------------------------------------------------------
 
-    def do(self, order: str) -> None:
+    def do(self, order: str, waking: int) -> None:
+        """Do what a line of orders says; a signal ends what lasts, and the line is put back."""
         number, _, rest = order.partition(" ")
         what, _, how = rest.partition(" ")
         failed = ""
         try:
             if what == "break":
                 self.port.break_condition = True
-                time.sleep(float(how))
+                select.select([waking], [], [], float(how))
                 self.port.break_condition = False
             elif what in ("dtr", "rts") and how in ("on", "off"):
                 setattr(self.port, what, how == "on")
             elif what in ("dtr", "rts") and how.startswith("pulse "):
                 before = getattr(self.port, what)
                 setattr(self.port, what, not before)
-                time.sleep(float(how.removeprefix("pulse ")))
+                select.select([waking], [], [], float(how.removeprefix("pulse ")))
                 setattr(self.port, what, before)
             else:
                 failed = f"{rest[:40]!r} is no order"
-        except (OSError, ValueError, TypeError) as error:
+        except PORT_ERRORS as error:
             failed = describe(error)
         self.tell(done=int(number), failed=failed)
 
 
 def close(port: Any) -> None:
-    try:
+    with contextlib.suppress(*PORT_ERRORS):  # there may be nothing left to close
         port.close()
-    except (OSError, ValueError, TypeError):
-        pass  # it is gone already
-
-
-def append(log: int, said: bytes) -> None:
-    """Write what was said; a full disk is waited for, and the board's driver keeps what comes meanwhile."""
-    while said:
-        try:
-            said = said[os.write(log, said) :]
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            time.sleep(FULL_DISK_WAIT_S)
 
 
 if __name__ == "__main__":
