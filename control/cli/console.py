@@ -15,6 +15,7 @@ from typing import Any
 from control.cli.desk import Desk, printable, read_pattern
 from control.console.escape import ESCAPE_KEY, split_at_escape
 from control.console.questions import QuestionFilter
+from control.console.search import PlainText, StreamSearch
 from control.console.sink import TIDY_UP
 from control.console.tail import ConsoleTail, to_plain_text
 from control.errors import EXIT_OK, ConfigError, ConsoleError, WaitTimeout
@@ -129,7 +130,8 @@ class _Visit:
         self._desk = desk
         self._name = name
         self._attached = attached
-        self._until = until
+        self._until = StreamSearch(until) if until is not None else None
+        self._text = PlainText()
         self._seen = ConsoleTail()
         timeout_s = desk.options.timeout
         self._timeout_s: float | None = timeout_s
@@ -140,13 +142,15 @@ class _Visit:
         self._attached.attend()
         data = self._attached.read()
         self._seen.feed(data)
+        if self._until is not None:
+            self._until.feed(self._text.feed(data))
         for note in self._attached.notes[self._noted :]:
             self._say(note)
         self._noted = len(self._attached.notes)
         return data
 
     def _is_satisfied(self) -> bool:
-        return self._until is not None and self._until.search(self._seen.text_end(200)) is not None
+        return self._until is not None and self._until.is_found
 
     def _check_deadline(self, waited_for: str) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from control.cli.desk import Desk, read_pattern
-from control.console.plain import PlainStream
+from control.console.search import PlainText, StreamSearch
 from control.console.tail import ConsoleTail
 from control.errors import EXIT_OK, ConfigError, ConsoleError, WaitTimeout
 from control.vm.attached import Attached
@@ -18,7 +18,7 @@ from control.vm.reach import connect
 
 TURN_WAIT_S = 30.0
 KEPT = 16 * 1024 * 1024
-"""Characters of what was read that are kept for `--json`, and looked through for `--until`: the last ones."""
+"""Characters of what was read that are kept for `--json`: the last ones."""
 
 _POSITIONS: dict[Any, int | None] = {"start": 0, "prompt": None, "now": None}
 
@@ -87,8 +87,8 @@ class _Reading:
     def __init__(self, desk: Desk, attached: Attached, until: re.Pattern[str] | None) -> None:
         self._desk = desk
         self._attached = attached
-        self._until = until
-        self._plain = PlainStream()
+        self._until = StreamSearch(until) if until is not None else None
+        self._plain = PlainText()
         self._seen = ConsoleTail()
         self._text = ""
 
@@ -99,10 +99,9 @@ class _Reading:
             self._attached.attend()
             data = self._attached.read()
             if data:
-                self._take(data)
-                if self._until is None or not self._until.search(self._text):
-                    continue
-                return self._text
+                if self._take(data):
+                    return self._text
+                continue
             if self._until is None:
                 return self._text
             if self._attached.is_over:
@@ -112,13 +111,17 @@ class _Reading:
                 raise WaitTimeout("the pattern", timeout_s, last_seen=self._seen.lines(8))
             self._attached.wait(left)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> bool:
+        """Show what came; whether the pattern has come."""
         self._seen.feed(data)
         if not self._desk.is_json:
             view = memoryview(data)
             while view:
                 view = view[os.write(1, view) :]
-        self._text = (self._text + self._plain.feed(data).decode("utf-8", "replace"))[-KEPT:]
+        text = self._plain.feed(data)
+        if self._desk.is_json:
+            self._text = (self._text + text)[-KEPT:]
+        return self._until is not None and self._until.feed(text)
 
 
 def _attach(desk: Desk, mode: Any, start: int | None) -> Attached:
