@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -61,21 +62,27 @@ class MachineMember:
         self._console = console or ("shell" if vm.held is None and vm.agent is not False and not vm.is_raw else "")
         self._is_ours = is_ours
         self._session: Session | None = None
+        self._using = threading.Lock()
 
     def execute(self, task: str, /, *args: Any, timeout: float) -> Done:
         """Run a command. Raises CommandTimeout when it takes too long, and then it was interrupted; ControlError."""
         if args:
             raise ConfigError("a command has its arguments in itself", key="args", hint="one command for each: scatter")
-        if self._session is None:
-            config = self._location.path
-            self._session = attach_to_vm(self.name, console=self._console, config=config, timeout=timeout)
-        return self._session.run(task, timeout=timeout)
+        with self._using:
+            if self._session is None:
+                config = self._location.path
+                self._session = attach_to_vm(self.name, console=self._console, config=config, timeout=timeout)
+            return self._session.run(task, timeout=timeout)
 
     def close(self) -> None:
-        if self._session is not None:
-            self._session.close()
-        if self._is_ours:
-            lifetime.stop(self._location.runtime, self.name)
+        """Stop the machine, which ends what it runs; of one that is not ours, what it runs is waited for."""
+        try:
+            if self._is_ours:
+                lifetime.stop(self._location.runtime, self.name)
+        finally:
+            with self._using:
+                if self._session is not None:
+                    self._session.close()
 
 
 def create_cluster(

@@ -74,6 +74,9 @@ class HeldConsole(Console):
 class HeldMachine(VM):
     """A running machine without QEMU; made by `open_newborn` and `adopt_vm`, as a `VM` is."""
 
+    WHAT_RUNS = "it"
+    MEMORY_HINT = "give it a higher limit: memory in limits"
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._driving = asyncio.Lock()
@@ -126,15 +129,13 @@ class HeldMachine(VM):
 
     async def kill(self) -> None:
         if self.process.running:
-            if self.state is not State.STOPPING:
-                self._enter(State.STOPPING)
+            self._enter_stopping()
             await end_holder(self.process, gently=False, hurry=self.hurry)
 
     async def stop(self, *, gently: bool = True, patience_s: float | None = None) -> str:
         if not self.process.running:
             return "gone"
-        if self.state is not State.STOPPING:
-            self._enter(State.STOPPING)
+        self._enter_stopping()
         return await end_holder(self.process, gently=gently, hurry=self.hurry, patience_s=patience_s)
 
     async def drive_line(self, line: str, how: str, seconds: float) -> None:

@@ -27,6 +27,7 @@ GOING_S = 10.0
 """How long a supervisor whose VM has ended may take to leave."""
 
 GOING_LOOK_S = 0.01
+"""A lock tells nobody that it is free, but who waits for it without a deadline."""
 
 
 def plan(fleet: Fleet, name: str, *, make: bool = True) -> Planned:

@@ -102,6 +102,9 @@ class VM:
         trouble: What seems wrong with a guest that was not ended for it, because a person may know better.
     """
 
+    WHAT_RUNS = "QEMU"
+    MEMORY_HINT = "the limit is for all of QEMU: leave some 200 MiB above the guest's own memory, or give it less"
+
     def __init__(
         self,
         record: Record,
@@ -307,8 +310,7 @@ class VM:
     async def kill(self) -> None:
         """End QEMU at once, as pulling the plug would; a VM that has ended is fine."""
         if self.process.running:
-            if self._state is not State.STOPPING:
-                self._enter(State.STOPPING)
+            self._enter_stopping()
             self.process.send_signal(signal.SIGKILL)
             await self.process.wait()
 
@@ -322,8 +324,7 @@ class VM:
             return "gone"
         if self._state is State.STARTING:
             gently = False  # its CPUs have never run: nobody is there who could be asked
-        if self._state is not State.STOPPING:
-            self._enter(State.STOPPING)
+        self._enter_stopping()
         if gently:
             await self._let_run()
         asking = gently and not (self.ended.done() and self.ended.result().error is not None)
@@ -613,16 +614,13 @@ class VM:
 
     def _short_of_memory(self, argv: Sequence[str], tail: Sequence[str]) -> LaunchError:
         limit = self._record.spec.get("limits", {}).get("memory_bytes") or 0
-        held = is_held(self._record.spec)
         return LaunchError(
-            f"{'it' if held else 'QEMU'} was killed by this host's kernel: it wanted more memory than its limit of "
+            f"{self.WHAT_RUNS} was killed by this host's kernel: it wanted more memory than its limit of "
             f"{format_size(limit)}",
             argv=argv,
             return_code=-signal.SIGKILL,
             output_tail=tail or ("it said nothing",),
-            hint="give it a higher limit: memory in limits"
-            if held
-            else "the limit is for all of QEMU: leave some 200 MiB above the guest's own memory, or give it less",
+            hint=self.MEMORY_HINT,
         )
 
     def _qemu_log_tail(self) -> tuple[str, ...]:
@@ -662,6 +660,10 @@ class VM:
             write_record(self.files, self._record)
         except HostError as error:
             self._listener.on_note(str(error))  # a VM must come down in order, whether or not that can be written
+
+    def _enter_stopping(self) -> None:
+        if self._state is not State.STOPPING:
+            self._enter(State.STOPPING)
 
     def _enter_final(self, state: State) -> None:
         if self._state not in (State.STOPPED, State.FAILED):

@@ -251,9 +251,13 @@ def _view_burst(fleet: Fleet, path: str, size: int, crc: int) -> list[float]:
     start = log.stat().st_size
     find = f"for port in /sys/class/virtio-ports/*; do grep -qx {PORT.format('console')} $port/name && break; done"
     send = f"{find}; dd if={shlex.quote(path)} of=/dev/${{port##*/}} bs=64k"
-    with ProcessPoolExecutor(VIEWERS) as pool:
-        watching = [pool.submit(_watch, runtime, start, size) for _ in range(VIEWERS)]
-        time.sleep(1.0)  # all of them sit by then; one that does not begins late, and measures less
+    with ProcessPoolExecutor(VIEWERS) as pool, tempfile.TemporaryDirectory() as seats:
+        watching = [pool.submit(_watch, runtime, start, size, Path(seats, str(each))) for each in range(VIEWERS)]
+        deadline = time.monotonic() + WITHIN_S
+        while len(list(Path(seats).iterdir())) < VIEWERS:  # one that came late would find all of it there
+            if time.monotonic() > deadline:
+                raise RuntimeError("a viewer does not sit down")
+            time.sleep(0.01)
         fleet.run("exec", "burst", "--", "sh", "-c", send)
         seen = [each.result(WITHIN_S) for each in watching]
     if any(found != crc for found, _ in seen):
@@ -261,8 +265,9 @@ def _view_burst(fleet: Fleet, path: str, size: int, crc: int) -> list[float]:
     return [seconds for _, seconds in seen]
 
 
-def _watch(runtime: Path, start: int, size: int) -> tuple[int, float]:
+def _watch(runtime: Path, start: int, size: int, seat: Path) -> tuple[int, float]:
     with attach(runtime, "burst", mode="read", start=start) as attached:
+        seat.touch()
         crc, left, began = 0, size, 0.0
         while left > 0:
             data = attached.read()[:left]

@@ -22,30 +22,16 @@ from control.session import (
     read_output,
     send_input,
 )
+from tests.boot.one_vm import CONFIGURATION, open_one_vm
 from tests.qemu.fleets import COMMAND, WITHIN_S, Desk, end_at_once, open_desk
 
 pytestmark = pytest.mark.boot
 
-CONFIGURATION = """
-[vm.one]
-image = "builtin"
-memory = "256M"
-cpus = 1
-accel = "tcg"
-"""
-
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    with open_desk(tmp_path_factory.mktemp("session")) as desk:
-        desk.write(CONFIGURATION)
-        done = desk.run("start", "--wait", "agent", "one")
-        assert done.exit_code == 0, done.stderr
-        with open_session("one", config=desk.directory, timeout=WITHIN_S) as session:
-            session.login("root")
+    with open_one_vm(tmp_path_factory.mktemp("session"), "ttyS0") as desk:
         yield desk
-        desk.run("stop", "one")
-        desk.wait_until_gone()
 
 
 @pytest.mark.parametrize("console", ["ttyS0", "shell"])
