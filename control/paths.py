@@ -185,6 +185,15 @@ class InstanceFiles:
         return self.sockets / "bulk.socket"
 
     @property
+    def vnc_socket(self) -> Path:
+        """Where QEMU shows the guest's screen over RFB, the protocol of VNC."""
+        return self.sockets / "vnc.socket"
+
+    @property
+    def spice_socket(self) -> Path:
+        return self.sockets / "spice.socket"
+
+    @property
     def control_socket(self) -> Path:
         """Where its supervisor listens, as long as there is one."""
         return self.sockets / "control.socket"
@@ -215,6 +224,8 @@ class InstanceFiles:
             self.monitor_socket,
             self.agent_socket,
             self.bulk_socket,
+            self.vnc_socket,
+            self.spice_socket,
         )
 
     @property

@@ -24,6 +24,7 @@ from control.spec.vm_spec import (
     DirectBoot,
     Disk,
     DiskBoot,
+    Display,
     IsoBoot,
     RawSpec,
     Share,
@@ -37,6 +38,12 @@ AGENT_PORT = "org.unhinged.agent.0"
 
 BULK_PORT = "org.unhinged.bulk.0"
 """The port beside it, which carries the agent's streams (docs/protocol.md)."""
+
+SPICE_HEADS = 4
+"""Monitors that a SPICE viewer can open."""
+
+SPICE_USB_DEVICES = 3
+"""USB devices of the viewer that can be in the guest at once."""
 
 _HOLDERS = ROOT / "control" / "process"
 
@@ -62,7 +69,7 @@ def build_argv(spec: AnySpec, files: InstanceFiles) -> tuple[str, ...]:
         *_boot(spec),
         *_disks(spec),
         *_networks(spec),
-        *_display(spec.display),
+        *_display(spec.display, spec.agent or spec.hvc0, files),
         *(_share(spec.share) if spec.share else []),
     ]
     return (spec.qemu, *(word for row in rows for word in row), *spec.extra_args)
@@ -88,7 +95,7 @@ def _build_raw_argv(spec: RawSpec, files: InstanceFiles) -> tuple[str, ...]:
         rows += [_ports(), *_agent(spec, files)]
     rows += _networks(spec)
     if spec.display is not None:
-        rows += _display(spec.display)
+        rows += _display(spec.display, spec.agent, files)
     if spec.share is not None:
         rows += _share(spec.share)
     return (spec.qemu, *spec.words, *(word for row in rows for word in row))
@@ -284,8 +291,41 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-def _display(display: str) -> Rows:
-    return [("-display", "none"), *([("-device", "VGA")] if display == "std" else [])]
+def _display(display: Display, has_ports: bool, files: InstanceFiles) -> Rows:
+    rows: Rows = [("-display", "none")]
+    if display in ("vnc", "spice"):
+        # Said as `vnc=`: a path with a = in it would else be taken for an option of that name.
+        # Whoever is let in may look, however many are there: each browser tab is a client of its own.
+        rows.append(("-vnc", f"vnc=unix:{_escape(str(files.vnc_socket))},share=force-shared"))
+    if display == "spice":
+        return [*rows, *_spice(has_ports, files)]
+    if display != "none":
+        rows.append(("-device", "VGA"))
+    if display == "vnc":
+        # A pointer that is where the viewer's is; until the guest has a driver for it the PS/2 mouse is used.
+        rows.append(("-device", _json(driver="virtio-tablet-pci")))
+    return rows
+
+
+def _spice(has_ports: bool, files: InstanceFiles) -> Rows:
+    """What a SPICE viewer can do needs a device each (QEMU manual, "-spice"; spice-space.org, "SPICE User Manual")."""
+    vdagent = {"bus": "ports.0", "chardev": "vdagent", "name": "com.redhat.spice.0"}
+    rows: Rows = [
+        ("-spice", f"unix=on,addr={_escape(str(files.spice_socket))},disable-ticketing=on"),
+        ("-device", _json(driver="qxl-vga", max_outputs=SPICE_HEADS, vgamem_mb=64)),
+        ("-audiodev", _json(driver="spice", id="sound")),
+        ("-device", _json(driver="intel-hda")),
+        ("-device", _json(driver="hda-duplex", audiodev="sound")),
+        *([] if has_ports else [_ports()]),
+        ("-chardev", "spicevmc,id=vdagent,name=vdagent"),
+        ("-device", _json(driver="virtserialport", **vdagent)),
+        ("-device", _json(driver="qemu-xhci", id="usb")),
+        ("-device", _json(driver="usb-tablet", bus="usb.0")),
+    ]
+    for number in range(SPICE_USB_DEVICES):
+        rows.append(("-chardev", f"spicevmc,id=redirected{number},name=usbredir"))
+        rows.append(("-device", _json(driver="usb-redir", bus="usb.0", chardev=f"redirected{number}")))
+    return rows
 
 
 def _share(share: Share) -> Rows:

@@ -27,7 +27,7 @@ from control.spec.network import (
 )
 from control.spec.tables import Table
 from control.spec.tomlfile import find_nearest, name_type, show_value
-from control.spec.vm_spec import CPUS_MAX, MEMORY_MAX_BYTES, MEMORY_MIN_BYTES
+from control.spec.vm_spec import CPUS_MAX, MEMORY_MAX_BYTES, MEMORY_MIN_BYTES, Display
 from control.units import MIB, format_size, parse_size_bytes
 
 QEMU_KEYS = (
@@ -47,7 +47,7 @@ BOOTS = ("direct", "iso", "disk")
 FIRMWARES = ("bios", "uefi")
 MACHINES = ("pc", "q35")
 ACCELERATORS = ("auto", "kvm", "tcg")
-DISPLAYS = ("std", "none")
+DISPLAYS = ("vnc", "spice", "std", "none")
 BUILTIN = "builtin"
 
 SERIAL_MAX = 20
@@ -163,7 +163,7 @@ class VMDeclaration:
     networks: tuple[Network, ...] | None = None
     forwards: tuple[Forward, ...] = ()
     share: ShareDeclaration | None = None
-    display: Literal["std", "none"] | None = None
+    display: Display | None = None
     agent: bool | None = None
     is_raw: bool = False
     held: HeldSpec | None = None

@@ -167,6 +167,8 @@ DEVICES = {
     "qemu-xhci": "a USB 3 controller",
     "usb-kbd": "a USB keyboard",
     "usb-tablet": "a USB pointer that follows the host's",
+    "usb-redir": "a place for a USB device of whoever looks at the screen over SPICE",
+    "virtio-tablet-pci": "a pointer that is where the viewer's is",
     "usb-storage": "a USB stick",
     "intel-iommu": "an IOMMU, so that the guest can hand devices on",
     "intel-hda": "a sound controller",

@@ -12,6 +12,7 @@ from control.spec.network import Forward, Network
 from control.units import MIB, TIB, format_size
 
 Accelerator = Literal["kvm", "tcg"]
+Display = Literal["vnc", "spice", "std", "none"]
 DiskFormat = Literal["qcow2", "raw"]
 Interface = Literal["virtio", "ide"]
 
@@ -103,7 +104,9 @@ class VMSpec:
             reaches, its loopback included; `restricted` is the same cut off from everything but `forwards`.
         forwards: Through the user-mode network; their ports have been picked.
         realm: What tells a LAN, and the cards on it, from those of other configurations.
-        display: `std` is a VGA card whose picture can be asked for; nothing is opened on the host.
+        display: `vnc` is a VGA card with a VNC server at a private UNIX socket; `spice` a QXL card with a SPICE server
+            at one, VNC beside it, and the devices for USB, sound, the clipboard and several monitors; `std` a VGA card
+            whose picture can be asked for, and no server.
         sandbox: Whether QEMU refuses itself system calls that a virtual machine does not need.
         limits: What QEMU may use of the host.
         extra_args: Words appended to QEMU's command line as they are.
@@ -127,7 +130,7 @@ class VMSpec:
     networks: tuple[Network, ...] = (Network("user"),)
     forwards: tuple[Forward, ...] = ()
     realm: str = ""
-    display: Literal["std", "none"] = "std"
+    display: Display = "vnc"
     sandbox: bool = True
     limits: Limits = NO_LIMITS
     qemu: str = "qemu-system-x86_64"
@@ -184,7 +187,7 @@ class RawSpec:
     realm: str = ""
     share: Share | None = None
     agent: bool = False
-    display: Literal["std", "none"] | None = None
+    display: Display | None = None
     sandbox: bool = False
     limits: Limits = NO_LIMITS
     qemu: str = "qemu-system-x86_64"

@@ -138,7 +138,7 @@ async def plan_vm(
             networks=networks,
             forwards=forwards,
             realm=realm,
-            display=vm.display or "std",
+            display=vm.display or "vnc",
             sandbox=_choose_sandbox(vm, networks),
             limits=vm.limits,
             qemu=qemu,

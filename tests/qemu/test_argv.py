@@ -122,8 +122,16 @@ async def test_parts_that_can_be_left_out(
     seen = await look(spec, runtime)
     assert seen["chardevs"] & {"agent", "hvc0"} == {"agent", "hvc0"} - absent
     assert ("Ethernet controller" in seen["pci"]) == (spec.networks == (Network("user"),))
-    assert ("VGA controller" in seen["pci"]) == (spec.display == "std")
+    assert ("VGA controller" in seen["pci"]) == (spec.display != "none")
     assert (seen["cpus"], seen["memory"]) == (spec.cpus, spec.memory_bytes)
+
+
+@pytest.mark.parametrize("has_agent", [True, False])
+async def test_what_a_spice_viewer_needs_is_there(workdir: Path, runtime: Path, has_agent: bool) -> None:
+    boot = DirectBoot(make_kernel(workdir))
+    seen = await look(replace(BASE, boot=boot, display="spice", agent=has_agent, hvc0=has_agent), runtime)
+    assert seen["chardevs"] >= {"vdagent", "redirected0", "redirected1", "redirected2"}
+    assert "VGA controller" in seen["pci"] and "USB controller" in seen["pci"] and "Audio controller" in seen["pci"]
 
 
 @pytest.mark.parametrize("model", ["mapped-xattr", "mapped-file", "none"])
