@@ -39,7 +39,7 @@ OPTIONS = $(call option,--iso,ISO) $(call option,--disk,DISK) $(call option,--ke
 NEEDED_IMAGE = $(if $(value ISO)$(value KERNEL)$(value DISK),,image)
 
 ##@ Run
-.PHONY: start start-simple start-enhanced attach
+.PHONY: start start-simple start-enhanced attach web
 start: ## set everything up, boot the VM, and give a two-way line to it
 	@$(PYTHON) control/unhinged_launcher.py $(OPTIONS)
 
@@ -52,8 +52,11 @@ start-enhanced: setup $(NEEDED_IMAGE) ## boot the VM with console, monitor and m
 attach: setup ## go back to a VM that was detached from (NAME=)
 	@$(VENV)/bin/python control/enhanced_vm_launcher.py --attach $(call option,--name,NAME)
 
+web: setup image ## show all VMs in a browser: screens, consoles, files (ARGS=--help)
+	@$(VENV)/bin/unhinged web $(ARGS)
+
 ##@ Set up
-.PHONY: setup setup-python deps-install-essential deps-install-test deps-install-lua image doctor
+.PHONY: setup setup-python deps-install-essential deps-install-test deps-install-lua deps-install-web image doctor
 setup: deps-install-essential setup-python ## what every run needs: system packages and .venv
 
 setup-python: $(VENV)/.ready ## the Python environment in .venv
@@ -67,6 +70,9 @@ deps-install-test: deps-install-essential ## what only the tests need
 
 deps-install-lua: deps-install-essential ## Lua 5.4 and LuaSocket, for control.lua
 	@$(PYTHON) -m control.launch.deps lua
+
+deps-install-web: setup-python ## what the pages of the web console are made of, from the npm registry
+	@$(VENV)/bin/unhinged web --libraries
 
 image: build/image/image.json ## the built-in guest image in build/image
 
@@ -113,18 +119,23 @@ image-seed: setup-python ## build/image/seed.iso: at its first boot, a cloud ima
 	@$(VENV)/bin/python iso/debian/build.py seed $(call option,--key,KEY) $(ARGS)
 
 ##@ Check
+.PHONY: deps-install-browser
+deps-install-browser: deps-install-essential deps-install-web $(VENV)/.ready-dev ## a browser, a viewer and a display for them, for the tests
+	@$(PYTHON) -m control.launch.deps browser
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+
 WORKERS = auto##: how many tests run at once; by default as many as there are CPUs, at most 4
 # A file's tests stay together: they share a guest.
 PARALLEL = --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
 .PHONY: test test-fast test-slow test-all lint types check fuzz bench pictures
-test: setup deps-install-test deps-install-guests deps-install-lua image $(VENV)/.ready-dev ## all tests that end within ten minutes, boots included
+test: setup deps-install-test deps-install-guests deps-install-lua deps-install-web image $(VENV)/.ready-dev ## all tests that end within ten minutes, boots included
 	@$(VENV)/bin/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-fast: setup $(VENV)/.ready-dev ## tests without a guest
 	@$(VENV)/bin/python -m pytest $(PARALLEL) -m "not boot and not slow" $(ARGS)
 
-test-slow: setup deps-install-test deps-install-guests image image-debian $(VENV)/.ready-dev ## the long ones: a foreign installer, soaks
+test-slow: setup deps-install-test deps-install-guests deps-install-browser image image-debian $(VENV)/.ready-dev ## the long ones: a foreign installer, soaks
 	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 test-all: test test-slow ## all of them

@@ -279,6 +279,19 @@ def open_image_directory(directory: Path) -> Path:
     return directory
 
 
+def open_web_directory(runtime: Path, *, is_shared: bool = False) -> Path:
+    """Make the private directory of the web console of this runtime directory: its token, users, sessions, audit log.
+
+    Raises:
+        HostError: It cannot be made, or belongs to somebody else.
+    """
+    if not (is_shared and runtime.is_dir()):
+        _make_private(runtime)
+    directory = runtime / "web"
+    _make_private(directory)
+    return directory
+
+
 def find_instance_files(runtime: Path, name: str) -> InstanceFiles:
     """Say where the files of the instance `name` lie, without touching the disk."""
     directory = runtime / f"vm.{name}"

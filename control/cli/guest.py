@@ -47,7 +47,8 @@ def run_in_guest(
         params: Of the supervisor's method `exec`.
         shows: What the document of --json holds beside what the program did.
     """
-    from control.cli.stream import Collected, Streaming
+    from control.cli.stream import Streaming
+    from control.vm.collect import Collected
 
     with connect(desk.runtime, name) as remote:
         streaming = Streaming(remote, reads_stdin=reads_stdin, is_terminal=is_terminal)

@@ -153,6 +153,26 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add_one("screenshot", "machine:screenshot", "save a picture of the guest's screen")
     sub.add_argument("path", metavar="FILE.png")
 
+    sub = add("web", "web:web", "show all VMs in a browser: screens, consoles, files, buttons")
+    sub.add_argument("--address", default="127.0.0.1", help="an IP address to listen at (127.0.0.1)")
+    sub.add_argument("--port", type=_port, default=8006, help="0: one that is free (8006)")
+    sub.add_argument("--host-name", action="append", default=[], metavar="NAME", help="a name browsers may use for it")
+    sub.add_argument("--certificate", metavar="FILE", help="PEM; with --key, instead of one that is made")
+    sub.add_argument("--key", metavar="FILE", help="PEM")
+    sub.add_argument(
+        "--tls", action="store_true", help="with a certificate that is made; off loopback this is so anyway"
+    )
+    sub.add_argument("--no-tls", action="store_true", help="off loopback, behind a proxy that has one")
+    sub.add_argument("--new-token", action="store_true", help="end all sessions of the token, and print another")
+    sub.add_argument("--upload-limit", metavar="SIZE", default="16G", help="the largest file that is taken (16G)")
+    does = sub.add_mutually_exclusive_group()
+    does.add_argument("--add-user", metavar="NAME", help="whose password is asked for, or read from stdin; with --role")
+    does.add_argument("--remove-user", metavar="NAME", help="and end their sessions")
+    does.add_argument("--show-token", action="store_true", help="print the token of the server of this file")
+    does.add_argument("--libraries", action="store_true", help="fetch what the pages need, and do no more")
+    does.add_argument("--vnc-file", metavar="NAME", help="print a .vnc file for the VM's screen")
+    sub.add_argument("--role", choices=("viewer", "operator"), default="viewer", help="viewers look, operators do")
+
     sub = add("img", "img:img", "make the images of the file, or list them")
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("list", help="list the images, and whether they are built", parents=[common])
@@ -215,6 +235,13 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= 1e6:
         raise argparse.ArgumentTypeError(f"{text} is not a time in seconds")
     return seconds
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port")
+    return port
 
 
 def _position(text: str) -> str | int:

@@ -13,34 +13,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from control.errors import StateError
+from control.vm.collect import Collected
 from control.vm.remote import Remote, decode_output, encode_input, read_answer
 
 WINDOW_BYTES = 256 * 1024
 """What a supervisor takes before it says that it was taken (docs/control.md)."""
 
 PIECE_BYTES = 32 * 1024
-KEPT_BYTES = 16 * 1024 * 1024
-"""What `--json` keeps of each output."""
-
 CLOSE_S = 5.0
-
-
-class Collected:
-    """Outputs that are kept for a document, instead of shown."""
-
-    def __init__(self) -> None:
-        self._outputs = {"stdout": bytearray(), "stderr": bytearray()}
-        self._is_truncated = False
-
-    def take(self, stream: str, data: bytes) -> None:
-        kept = self._outputs[stream]
-        room = KEPT_BYTES - len(kept)
-        kept += data[:room]
-        self._is_truncated = self._is_truncated or len(data) > room
-
-    def to_plain(self) -> dict[str, Any]:
-        texts = {name: bytes(data).decode("utf-8", "replace") for name, data in self._outputs.items()}
-        return {**texts, "truncated": self._is_truncated}
 
 
 class Streaming:

@@ -1,6 +1,6 @@
 """Installs the distribution's packages that are missing (floor 6; the Makefile's set-up targets call it).
 
-    python3 -m control.launch.deps essential|test|guests|lua [--check]
+    python3 -m control.launch.deps essential|test|guests|lua|browser [--check]
     python3 -m control.launch.deps python
 
 The first form installs what `make start`, the tests, packages and Debian images, or Lua need here and do not find; with
@@ -23,7 +23,7 @@ from control import host
 from control.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from control.host import Lack, Surroundings
 
-USAGE = """usage: python3 -m control.launch.deps essential|test|guests|lua [--check]
+USAGE = """usage: python3 -m control.launch.deps essential|test|guests|lua|browser [--check]
        python3 -m control.launch.deps python"""
 IMAGE_MANIFEST = Path(__file__).resolve().parents[2] / "build" / "image" / "image.json"
 
@@ -43,7 +43,7 @@ _STALE_LISTS = (
     "Unable to fetch",
 )
 _PURPOSES = {"essential": "make start", "test": "the tests", "guests": "packages of the agent and Debian images",
-             "lua": "Lua interpreters"}  # fmt: skip
+             "lua": "Lua interpreters", "browser": "the tests of web pages and viewers"}  # fmt: skip
 _LISTS_LOCKED = "/var/lib/apt/lists/lock"
 _OUTPUT_TAIL_LINES = 200
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str], surroundings: Surroundings | None = None) -> 
     if list(arguments) == ["python"]:
         return _print_python(where)
     options = [argument for argument in arguments if argument != "--check"]
-    if options not in (["essential"], ["test"], ["guests"], ["lua"]) or len(arguments) > 2:
+    if options not in (["essential"], ["test"], ["guests"], ["lua"], ["browser"]) or len(arguments) > 2:
         _say(USAGE)
         return EXIT_USAGE
     try:

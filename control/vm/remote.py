@@ -44,6 +44,10 @@ class Remote:
     def close(self) -> None:
         self._socket.close()
 
+    def release(self) -> socket.socket:
+        """Give the connection away, to be read by other means; nothing may have been asked on it."""
+        return self._socket
+
     def fileno(self) -> int:
         return self._socket.fileno()
 

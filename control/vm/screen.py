@@ -19,6 +19,10 @@ CRTC_START_HIGH, CRTC_START_LOW = 0x0C, 0x0D
 (IBM VGA, "Start Address"; Linux, drivers/video/console/vgacon.c, vga_set_mem_top)."""
 
 
+VBE_INDEX, VBE_DATA, VBE_ENABLE = 0x1CE, 0x1CF, 4
+GRAPHICS_INDEX, GRAPHICS_DATA, GRAPHICS_MISC = 0x3CE, 0x3CF, 6
+
+
 async def save_screenshot(monitor: Monitor, path: Path) -> None:
     """Write the guest's screen to `path` as PNG, or as PPM for a name that ends in `.ppm`.
 
@@ -27,6 +31,33 @@ async def save_screenshot(monitor: Monitor, path: Path) -> None:
     """
     form = "ppm" if path.suffix == ".ppm" else "png"
     await monitor.execute("screendump", {"filename": str(path.absolute()), "format": form})
+
+
+async def is_text_mode(monitor: Monitor) -> bool:
+    """Whether the guest's VGA card shows characters; False without a card, and for one that does not say.
+
+    Source: IBM VGA, Graphics Controller register 6, bit 0 (graphics); QEMU sources, hw/display/vga.c: the Bochs
+    extension, register 4 of ports 0x1CE and 0x1CF, bit 0 (enabled), goes before it.
+    """
+    try:
+        await monitor.human(f"o /h {VBE_INDEX:#x} {VBE_ENABLE:#x}")
+        vbe = _read_port(await monitor.human(f"i /h {VBE_DATA:#x}"))
+        await monitor.human(f"o /b {GRAPHICS_INDEX:#x} {GRAPHICS_MISC:#x}")
+        misc = _read_port(await monitor.human(f"i /b {GRAPHICS_DATA:#x}"))
+    except (MonitorError, WaitTimeout):
+        return False
+    if misc is None or misc == 0xFF:  # what no device answers reads as ones
+        return False
+    return misc & 1 == 0 and (vbe in (None, 0xFFFF) or vbe & 1 == 0)
+
+
+def _read_port(text: str) -> int | None:
+    """The value in `portb[0x03d5] = 0x07`."""
+    words = text.split()
+    try:
+        return int(words[-1], 16)
+    except (IndexError, ValueError):
+        return None
 
 
 async def read_text_screen(monitor: Monitor, files: InstanceFiles) -> tuple[str, ...]:
@@ -56,9 +87,8 @@ async def _read_screen_start(monitor: Monitor) -> int:
     values = []
     for register in (CRTC_START_HIGH, CRTC_START_LOW):
         await monitor.human(f"o /b {CRTC_INDEX:#x} {register:#x}")
-        words = (await monitor.human(f"i /b {CRTC_DATA:#x}")).split()  # as "portb[0x03d5] = 0x07"
-        try:
-            values.append(int(words[-1], 16))
-        except (IndexError, ValueError):
+        value = _read_port(await monitor.human(f"i /b {CRTC_DATA:#x}"))
+        if value is None:
             return 0
+        values.append(value)
     return values[0] << 8 | values[1]

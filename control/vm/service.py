@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from control.errors import ControlError, StateError, WaitTimeout
-from control.paths import InstanceFiles
+from control.errors import ConfigError, ControlError, StateError, WaitTimeout
+from control.paths import SCHEMAS, InstanceFiles
 from control.vm.instance import read_record
 from control.vm.listener import Carrier, Listener
 from control.vm.rpc import Call, Method, serve
@@ -91,10 +91,12 @@ class Service:
             "get": self._get,
             "authorize": self._authorize,
             "send": self._send,
+            "agent": self._ask_agent,
             "qmp": self._qmp,
             "monitor": self._monitor,
             "forward": self._forward,
             "screenshot": self._screenshot,
+            "screen_text": self._screen_text,
             "attach": self._attach,
             "line": self._line,
         }
@@ -318,6 +320,17 @@ class Service:
         answer = await vm.send(envelope, timeout_s=params.get("timeout_s", 60.0))
         return {"answer": answer.envelope}
 
+    async def _ask_agent(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        from control.agent.contract import check_result
+
+        vm = self._living()
+        await self._wait_for_agent(vm, 10.0)
+        method = params["method"]
+        if not (SCHEMAS / "agent" / f"{method}.result.json").exists():
+            raise ConfigError(f"the agent has no method {method}", hint="docs/agent.md lists them")
+        answer = await vm.agent.call(method, params.get("params", {}), timeout_s=params.get("timeout_s", 30.0))
+        return {"return": check_result(method, answer)}
+
     # -- QEMU ------------------------------------------------------------------------------------------------------
 
     async def _qmp(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
@@ -343,6 +356,14 @@ class Service:
         path = Path(params["path"])
         await save_screenshot(self._living().monitor, path)
         return {"path": str(path), "bytes": path.stat().st_size}
+
+    async def _screen_text(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        from control.vm.screen import is_text_mode, read_text_screen
+
+        monitor = self._living().monitor
+        if not await is_text_mode(monitor):
+            return {"is_text": False, "lines": []}
+        return {"is_text": True, "lines": list(await read_text_screen(monitor, self._files))}
 
     async def _line(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         await self._living().drive_line(params["line"], params.get("how", "pulse"), params.get("seconds", LINE_S))

@@ -21,7 +21,7 @@ FLOOR_OF_ROOM = {
     "argv": 2, "process": 2, "monitor": 2, "console": 2, "agent": 2, "share": 2, "accel": 2, "ssh": 2, "image": 2,
     "vm": 3,
     "session": 4,
-    "lua": 5,
+    "lua": 5, "web": 5,
     "launch": 6, "cli": 6,
     "simple_vm_launcher": 7, "enhanced_vm_launcher": 7, "unhinged_launcher": 7,
 }  # fmt: skip
@@ -34,6 +34,8 @@ DOOR_OF_DEPENDENCY = {
     "serial": ("control/agent/serial_line.py", "control/process/serial_holder.py"),
     "argcomplete": ("control/cli/completion.py",),
     "pexpect": ("control/session/engine.py",),
+    "aiohttp": ("control/web/",),
+    "cryptography": ("control/web/tls.py",),
 }
 STARTS_PROCESSES = ("subprocess", "multiprocessing", "pty")
 PROCESS_CALLS = ("fork", "forkpty", "system", "popen", "posix_spawn", "posix_spawnp", "create_subprocess_exec",
