@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import importlib.util
 import inspect
 import os
 import shutil
@@ -75,6 +76,10 @@ def _find_lua() -> bool:
     return shutil.which("lua5.4") is not None and Path("/usr/share/lua/5.4/socket.lua").exists()
 
 
+def _find_browser() -> bool:
+    return shutil.which("chromium") is not None and importlib.util.find_spec("playwright") is not None
+
+
 @functools.cache
 def _find_kvm() -> bool:
     """Whether guest code runs under KVM here; a device that opens proves nothing."""
@@ -94,9 +99,11 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "installer": (_find_installer, "the Debian installer is not installed: make deps-install-test"),
     "isolinux": (_find_isolinux, "isolinux or xorriso is not installed: make deps-install-test"),
     "lua": (_find_lua, "Lua 5.4 or LuaSocket is not installed: make deps-install-lua"),
+    "browser": (_find_browser, "Chromium or playwright is not installed: make deps-install-browser"),
     "kvm": (_find_kvm, "KVM does not run guest code here: make doctor says why"),
 }
-NEEDS_OF_TIER = {"qemu": ("qemu",), "boot": ("qemu", "image"), "kvm": ("qemu", "kvm"), "lua": ("lua",)}
+NEEDS_OF_TIER = {"qemu": ("qemu",), "boot": ("qemu", "image"), "kvm": ("qemu", "kvm"), "lua": ("lua",),
+                 "browser": ("browser", "qemu", "image")}  # fmt: skip
 
 
 def _require(name: str) -> None:

@@ -16,7 +16,7 @@ from control.vm.hands import point, press, type_text
 from control.vm.reach import connect
 from control.web import consoles, files, screens
 from control.web.access import TICKET_S, AccessError
-from control.web.context import answer, choose_machine, get_address, get_context, get_session, note
+from control.web.context import answer, check_machine, choose_machine, get_address, get_context, get_session, note
 from control.web.guard import cookie_name
 from control.web.libraries import LIBRARIES
 from control.web.logs import follow_lines
@@ -27,6 +27,7 @@ CALL_S = 60.0
 EXEC_S = 300.0
 """A program whose caller says no `timeout_s` is killed after so long: the browser that asked may be gone."""
 
+HEARTBEAT_S = 20.0
 COPY_S = 24 * 3600.0
 MESSAGES_TAIL_BYTES = 256 * 1024
 MESSAGE_MAX_BYTES = 1 << 20
@@ -153,6 +154,39 @@ async def _events_of_one(request: web.Request) -> web.StreamResponse:
     return await _stream(request, _as_messages(lines))
 
 
+async def _live(request: web.Request) -> web.StreamResponse:
+    """The same events over one WebSocket: `{"event", "data"}`. A browser has six connections for all its tabs, and any
+    number of WebSockets."""
+    context, session = get_context(request), get_session(request)
+    context.access.redeem_ticket(request.query.get("ticket", ""), session, "", "live")
+    streams = [_named("vms", context.live.changes(session.vm))]
+    if name := request.query.get("messages"):
+        path = context.machines.files(check_machine(request, name)).messages
+        streams.append(_as_messages(follow_lines(path, MESSAGES_TAIL_BYTES, MESSAGE_MAX_BYTES)))
+    socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=1024)
+    await socket.prepare(request)
+
+    async def send(events: AsyncIterator[tuple[str, str]]) -> None:
+        async for event, data in events:
+            await socket.send_str(f'{{"event": "{event}", "data": {data}}}')
+
+    tasks = [asyncio.create_task(send(stream)) for stream in streams]
+    tasks.append(asyncio.create_task(_read_until_closed(socket)))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await socket.close()
+    return socket
+
+
+async def _read_until_closed(socket: web.WebSocketResponse) -> None:
+    async for _ in socket:
+        pass  # nothing is expected of a browser here but that it leaves
+
+
 async def _named(name: str, values: AsyncIterator[Any]) -> AsyncIterator[tuple[str, str]]:
     async for value in values:
         yield name, json.dumps(value)
@@ -253,6 +287,10 @@ def _by_hand(work: Any, action: str) -> Doing:
     return does
 
 
+async def _issue_live_ticket(request: web.Request, body: dict[str, Any]) -> Any:
+    return {"ticket": get_context(request).access.issue_ticket(get_session(request), "", "live"), "seconds": TICKET_S}
+
+
 async def _issue_ticket(request: web.Request, body: dict[str, Any]) -> Any:
     name, session = choose_machine(request), get_session(request)
     context, purpose = get_context(request), "screen"
@@ -308,6 +346,10 @@ ROUTES = (
     Route("GET", "/api/vms", "viewer", "Lists the machines.", _list, gives="web/vms"),
     Route("GET", "/api/events", "viewer", "Tells of all machines, then of changes: events `vms`.", _all_events,
           gives="text/event-stream"),
+    Route("GET", "/api/live", "viewer", "Tells the same over a WebSocket.", _live, opens_socket=True,
+          query={"ticket": "of POST /api/tickets", "messages": "a machine whose messages are told too"}),
+    Route("POST", "/api/tickets", "viewer", "Gives a ticket for /api/live.", doing(_issue_live_ticket, "web/nothing"),
+          "web/nothing", "web/ticket.result"),
     Route("GET", _VM, "viewer", "Says how a machine is doing.", _status, gives="web/status"),
     Route("GET", f"{_VM}/events", "viewer", "Tells of its messages, as they come: events `message`.", _events_of_one,
           gives="text/event-stream"),

@@ -85,7 +85,12 @@ def choose_machine(request: web.Request) -> str:
     Raises:
         AccessError: There is none of that name that this session may see.
     """
-    name, context = request.match_info["name"], get_context(request)
+    return check_machine(request, request.match_info["name"])
+
+
+def check_machine(request: web.Request, name: str) -> str:
+    """Return `name` when there is such a machine for this session. Raises AccessError."""
+    context = get_context(request)
     try:
         if not get_session(request).may_see(name):
             raise ConfigError("it is not for this session")

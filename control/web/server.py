@@ -210,7 +210,7 @@ def _refuse_at_login(request: web.Request, error: AccessError) -> web.StreamResp
     page = (PAGES / "login.html").read_text(encoding="utf-8")
     told = html.escape(f"{error}; {error.hint}" if error.hint else str(error))
     return web.Response(
-        text=page.replace('id="trouble" hidden>', f'id="trouble">{told}'), content_type="text/html", status=error.status
+        text=page.replace(" hidden></p>", f">{told}</p>"), content_type="text/html", status=error.status
     )
 
 

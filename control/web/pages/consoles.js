@@ -80,4 +80,5 @@ columns.addEventListener("change", remember);
 addEventListener("keydown", (event) => takeKey(event));
 for (const key of location.hash.slice(1).split(",").filter(Boolean)) openConsole(key.split(":").map(decodeURIComponent).join(":"));
 remember();
+// For whoever opens the browser's own console, and for tests.
 globalThis.consoles = open;

@@ -139,14 +139,6 @@ function showMessage(message) {
   if (isAtEnd) messages.scrollTop = messages.scrollHeight;
 }
 
-function openMessages() {
-  const source = new EventSource(`${base}/events`);
-  source.addEventListener("open", () => messages.replaceChildren());
-  source.addEventListener("message", (event) => showMessage(JSON.parse(event.data)));
-  source.addEventListener("error", () => { source.close(); setTimeout(openMessages, 2000); });
-}
-openMessages();
-
 const parts = el("div", { class: "parts" }, timelinePanel, messagesPanel);
 if (canDo) parts.append(commandPanel(), filesPanel(name));
 main.append(parts);
@@ -187,9 +179,10 @@ async function endShares() {
 
 // -- how it does --------------------------------------------------------------------------------------------------
 
-const live = new Live();
+const live = new Live({ messagesOf: name, onOpen: () => messages.replaceChildren(), onMessage: showMessage });
 let run = null;
 let vm = null;
+let wasAway = false;
 
 function showLine() {
   const facts = vm.pid
@@ -208,19 +201,16 @@ async function lookCloser() {
   if (vm?.pid && !found.agent_ready && found.has_agent && !found.trouble) setTimeout(lookCloser, 1000);
 }
 
-live.watch((news) => {
+live.watch(() => {
   const seen = live.get(name);
-  if (live.isConnected && !seen) {
+  if (!live.isConnected || !seen) {
     note.hidden = false;
-    note.textContent = "There is no such machine any more.";
+    note.textContent = live.isConnected ? "There is no such machine any more." : `${live.trouble}; it is asked again…`;
+    wasAway = true;
     return;
   }
-  if (!seen) {
-    note.hidden = false;
-    note.textContent = `${live.trouble}; it is asked again…`;
-    return;
-  }
-  const isNew = vm === null || note.textContent.includes("asked again") || seen.run !== run;
+  const isNew = vm === null || wasAway || seen.run !== run;
+  wasAway = false;
   vm = seen;
   run = seen.run;
   pill.textContent = vm.state;
@@ -235,4 +225,5 @@ live.watch((news) => {
   if (isNew) lookCloser();
 });
 setInterval(() => { if (vm?.pid) showLine(); }, 1000);
+// For whoever opens the browser's own console, and for tests.
 globalThis.screen_ = screen;
