@@ -122,6 +122,7 @@ REQUIREMENTS = (
     ),
     Requirement("chromium", (("chromium",),), "is the browser that the tests drive", "browser"),
     Requirement("virt-viewer", (("remote-viewer",),), "is the native viewer (unhinged view)", "browser"),
+    Requirement("tigervnc-viewer", (("vncviewer",),), "is the native viewer for VNC", "browser"),
     Requirement("xvfb", (("Xvfb",),), "is a display for the viewer where there is none", "browser"),
     Requirement("xdotool", (("xdotool",),), "types into the viewer", "browser"),
     Requirement("xclip", (("xclip",),), "reads and fills the viewer's clipboard", "browser"),

@@ -1,9 +1,8 @@
-"""`unhinged qmp`, `monitor`, `forward`, `line` and `screenshot` (floor 6): what is done with the machine itself."""
+"""`unhinged qmp`, `monitor`, `forward` and `line` (floor 6): what is done with the machine itself."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from control.cli.desk import Desk, printable
 from control.cli.guest import read_json
@@ -61,12 +60,4 @@ def line(desk: Desk) -> int:
     with connect(desk.runtime, name) as remote:
         remote.call("line", params)
     desk.show({"name": name, "line": options.line, "how": how})
-    return 0
-
-
-def screenshot(desk: Desk) -> int:
-    name = desk.check_name(desk.options.name)
-    with connect(desk.runtime, name) as remote:
-        saved = remote.call("screenshot", {"path": str(Path(desk.options.path).absolute())})
-    desk.show({"name": name, **saved})
     return 0

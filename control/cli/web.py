@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from control.cli.desk import Desk
-from control.errors import ConfigError, HostError
+from control.errors import ConfigError
 from control.paths import open_web_directory
 from control.units import parse_size_bytes
 
@@ -148,4 +148,9 @@ def _read_password() -> str:
 
 
 def _show_vnc_file(desk: Desk) -> int:
-    raise HostError("not yet")
+    from control.cli.view import build_vnc, find_socket
+
+    name = desk.check_name(desk.options.vnc_file)
+    _, socket = find_socket(desk, name, "vnc")
+    desk.show({"name": name, "socket": str(socket)}, build_vnc(str(socket)))
+    return 0

@@ -9,7 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from control.errors import ConfigError
+from control.errors import ConfigError, StateError
+from control.failure import RemoteError
 from control.vm.remote import Remote
 
 PACE_S = 0.012
@@ -18,6 +19,9 @@ PACE_S = 0.012
 
 POSITION_MAX = 0x7FFF
 """The right and the lower edge for `input-send-event`."""
+
+NO_POINTER = "Input handler not found"
+"""QEMU sources, ui/input.c, qmp_input_send_event."""
 
 Button = Literal["left", "middle", "right"]
 
@@ -123,10 +127,23 @@ def point(remote: Remote, x: float, y: float, click: Button | None = None) -> No
     """Move the guest's pointer to a part of its screen (0 to 1 from the left, and from the top), and click there.
 
     Raises:
-        RemoteError: The VM has no pointer that can be put somewhere.
+        StateError: The VM has no pointer that can be put somewhere, or its guest does not use it (yet).
     """
     position = [("x", x), ("y", y)]
-    _send(remote, [{"type": "abs", "data": {"axis": axis, "value": round(at * POSITION_MAX)}} for axis, at in position])
+    try:
+        _send(
+            remote,
+            [{"type": "abs", "data": {"axis": axis, "value": round(at * POSITION_MAX)}} for axis, at in position],
+        )
+    except RemoteError as error:
+        if NO_POINTER not in str(error):
+            raise
+        raise StateError(
+            "the guest has no pointer that can be put at a place",
+            state="RUNNING",
+            required=("a driver for it in the guest",),
+            hint='display = "vnc" gives it a virtio tablet (Linux: virtio_input), "spice" a USB tablet',
+        ) from error
     if click is not None:
         for down in (True, False):
             time.sleep(PACE_S)  # a guest that finds both at once may see no click
