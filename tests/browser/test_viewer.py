@@ -57,11 +57,13 @@ def display() -> Iterator[dict[str, str]]:
         pytest.fail("Xvfb or remote-viewer is not installed: make deps-install-browser", pytrace=False)
     reading, writing = os.pipe()
     words = ["Xvfb", "-displayfd", str(writing), "-screen", "0", "1280x1024x24", "-nolisten", "tcp", "-noreset"]
-    with end_afterwards(words, pass_fds=(writing,), stderr=subprocess.DEVNULL):
+    with end_afterwards(words, pass_fds=(writing,), stderr=subprocess.DEVNULL) as server:
         os.close(writing)
-        number = os.read(reading, 16).decode().strip()
-        os.close(reading)
+        with open(reading) as said:  # to its end: what cannot be written would end the server
+            number = said.read().strip()
+        assert server.poll() is None, "Xvfb has ended"
         yield {**os.environ, "DISPLAY": f":{number}"}
+        assert server.poll() is None, "Xvfb has ended"
 
 
 def test_a_key_typed_into_the_viewer_arrives_in_the_guest(desk: Desk, display: dict[str, str], workdir: Path) -> None:
@@ -78,7 +80,8 @@ def test_a_key_typed_into_the_viewer_arrives_in_the_guest(desk: Desk, display: d
         def find_fault() -> str:
             return "" if viewing.poll() is None else f"it ended: {viewing.communicate()}"
 
-        assert (window := wait_for(lambda: find_window() or find_fault())).isdecimal(), window
+        window = wait_for(lambda: find_window() or find_fault())
+        assert window.isdecimal(), window
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             # Nothing tells when the viewer has drawn its window and takes keys, so they are typed until they arrive.
