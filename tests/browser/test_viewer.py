@@ -59,7 +59,7 @@ def display() -> Iterator[dict[str, str]]:
     words = ["Xvfb", "-displayfd", str(writing), "-screen", "0", "1280x1024x24", "-nolisten", "tcp", "-noreset"]
     with end_afterwards(words, pass_fds=(writing,), stderr=subprocess.DEVNULL) as server:
         os.close(writing)
-        with open(reading) as said:  # to its end: what cannot be written would end the server
+        with os.fdopen(reading) as said:  # to its end: what cannot be written would end the server
             number = said.read().strip()
         assert server.poll() is None, "Xvfb has ended"
         yield {**os.environ, "DISPLAY": f":{number}"}
