@@ -152,11 +152,13 @@ fuzz: setup $(VENV)/.ready-dev ## feed the decoders of both sides what a fuzzer 
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@$(VENV)/bin/python tests/fuzz/run.py $(ARGS)
 
-bench: setup image $(VENV)/.ready-dev ## measure speed and memory; prints a table, writes build/bench
+bench: setup image deps-install-browser ## measure speed and memory; prints a table, writes build/bench
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(VENV)/bin/python -m tests.bench $(ARGS)
 
-pictures: setup image $(VENV)/.ready-dev ## draw the pictures of the documentation anew
+pictures: setup image deps-install-browser ## draw the pictures of the documentation anew
 	@$(VENV)/bin/python docs/pictures/draw_start.py
+	@$(VENV)/bin/python docs/pictures/draw_web.py
 
 ##@ Clean
 .PHONY: clean distclean help

@@ -11,7 +11,7 @@ Binary messages are bytes, both ways. Text messages are JSON objects with a `typ
 
 | to the server | |
 |---|---|
-| `ack` | so many `bytes` in all are shown: at most 512 KiB are on their way beyond that |
+| `ack` | so many `bytes` in all are shown: at most 2 MiB are on their way beyond that |
 | `resize` | `rows` and `columns` |
 | `turn` | `wants` is `steal`, `write` or `read` |
 """
@@ -33,8 +33,8 @@ from control.web.logs import LogReader, open_log
 from control.web.seat import Seat, open_seat
 
 HISTORY_BYTES = 256 * 1024
-PIECE_BYTES = 64 * 1024
-WINDOW_BYTES = 512 * 1024
+PIECE_BYTES = 128 * 1024
+WINDOW_BYTES = 2 * 1024 * 1024
 BEHIND_BYTES = 4 * 1024 * 1024
 """A browser further behind than this is shown the newest again: a person has stopped reading long before."""
 

@@ -19,7 +19,20 @@ from tests.bench.machine import read_load, read_machine
 from tests.bench.registry import BENCHMARKS, Settings
 from tests.bench.report import build_markdown, build_results, replace_table, write_json
 
-MODULES = ("boot", "start", "memory", "console", "session", "lua", "messages", "ping", "agent", "fleet", "stability")
+MODULES = (
+    "boot",
+    "start",
+    "memory",
+    "console",
+    "session",
+    "lua",
+    "web",
+    "messages",
+    "ping",
+    "agent",
+    "fleet",
+    "stability",
+)
 RESULTS = BUILD / "bench" / "results.json"
 TABLE = BUILD / "bench" / "results.md"
 FAILURES = BUILD / "bench" / "failures"

@@ -79,7 +79,7 @@ def test_a_person_logs_in_starts_a_machine_and_works_with_it(running: tuple[Visi
 def test_the_screen_changes_with_a_key(running: tuple[Visitor, Page]) -> None:
     _, page = running
     page.locator(".screen-view canvas").wait_for()
-    page.wait_for_function("() => document.querySelector('#screen .over').hidden")
+    page.wait_for_function("() => document.querySelector('#screen .over')?.hidden")
     settle(page)
     before = picture(page)
     page.locator(".screen-view canvas").click()
@@ -104,7 +104,7 @@ def settle(page: Page) -> None:
 def test_special_keys_and_pasted_text_reach_the_guest(running: tuple[Visitor, Page]) -> None:
     """A script in the guest waits at its second screen terminal's keyboard, and tells what came."""
     _, page = running
-    page.wait_for_function("() => document.querySelector('#screen .over').hidden")
+    page.wait_for_function("() => document.querySelector('#screen .over')?.hidden")
     page.locator("#screen").get_by_role("button", name="Keys").click()
     page.get_by_role("menuitem", name="Ctrl-Alt-F2").click()
     run(page, "for i in 1 2 3 4 5 6 7 8 9 10; do fgconsole 2>/dev/null && break; sleep 0.2; done")
@@ -212,13 +212,13 @@ def test_pages_go_on_after_the_server_was_away(visit: Visit, server: Server) -> 
 
 def test_a_machine_that_is_stopped_and_started_again_comes_back(running: tuple[Visitor, Page]) -> None:
     _, page = running
-    page.wait_for_function("() => document.querySelector('#screen .over').hidden")
+    page.wait_for_function("() => document.querySelector('#screen .over')?.hidden")
     page.get_by_role("button", name="Stop").click()
     page.locator(".head .pill.STOPPED").wait_for()
     page.locator("#screen .over:not([hidden])").wait_for()
     page.get_by_role("button", name="Start").click()
     page.locator(".head .pill.RUNNING").wait_for()
-    page.wait_for_function("() => document.querySelector('#screen .over').hidden")
+    page.wait_for_function("() => document.querySelector('#screen .over')?.hidden")
     wait_for_text(page, "unhinged login:")
 
 
@@ -235,7 +235,7 @@ def test_who_looks_has_no_buttons_and_is_refused_them(
     seen = guest.open(path)
     seen.wait_for_url("**/vm/web")
     wait_for_text(seen, "unhinged login:")
-    seen.wait_for_function("() => document.querySelector('#screen .over').hidden")
+    seen.wait_for_function("() => document.querySelector('#screen .over')?.hidden")
     for name in ("Stop", "Pause", "Run", "Upload…", "Paste…", "Keys", "More"):
         assert seen.get_by_role("button", name=name, exact=True).count() == 0, name
     assert seen.get_by_role("tab", name="shell").count() == 0
