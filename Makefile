@@ -122,7 +122,6 @@ image-seed: setup-python ## build/image/seed.iso: at its first boot, a cloud ima
 .PHONY: deps-install-browser
 deps-install-browser: deps-install-essential deps-install-web $(VENV)/.ready-dev ## a browser, a viewer and a display for them, for the tests
 	@$(PYTHON) -m control.launch.deps browser
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 
 WORKERS = auto##: how many tests run at once; by default as many as there are CPUs, at most 4
 # A file's tests stay together: they share a guest.

@@ -10,12 +10,11 @@ from pathlib import Path
 from control.cli.desk import Desk
 from control.errors import ConfigError, HostError, StateError
 from control.host import find_program, look_around
+from control.vm.viewers import build_vnc, build_vv
 
 PROGRAMS = {"spice": ("remote-viewer", "virt-viewer"), "vnc": ("vncviewer", "tigervnc-viewer")}
 """For each protocol a viewer that takes a UNIX socket, and the package that has it. (remote-viewer 11 takes one for
 SPICE only.)"""
-
-HOST_KEYS = "release-cursor=shift+f12"
 
 
 def view(desk: Desk) -> int:
@@ -45,22 +44,6 @@ def view(desk: Desk) -> int:
     return _become([viewer, *full_screen, str(path)])
 
 
-def build_vv(name: str, socket: Path) -> str:
-    """The connection file of remote-viewer. Source: remote-viewer(1), CONNECTION FILE."""
-    return "\n".join(
-        (
-            "[virt-viewer]",
-            "type=spice",
-            f"unix-path={socket}",
-            f"title={name} - %d",
-            "secure-attention=ctrl+alt+end",
-            HOST_KEYS,
-            "delete-this-file=0",
-            "",
-        )
-    )
-
-
 def tunnel(desk: Desk) -> int:
     """Print the ssh command that brings the VM's screen to another host's loopback; with --run, be that ssh."""
     options = desk.options
@@ -79,11 +62,6 @@ def tunnel(desk: Desk) -> int:
     if ssh is None:
         raise HostError("ssh is not installed", hint="apt-get install openssh-client")
     return _become([ssh, *words[1:]])
-
-
-def build_vnc(server: str) -> str:
-    """A `.vnc` file, of a UNIX socket or of HOST::PORT. Source: TigerVNC, which writes such files (vncviewer(1))."""
-    return f"TigerVNC Configuration file Version 1.0\n\nServerName={server}\nShared=1\n"
 
 
 def _become(words: list[str]) -> int:

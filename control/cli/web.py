@@ -148,7 +148,8 @@ def _read_password() -> str:
 
 
 def _show_vnc_file(desk: Desk) -> int:
-    from control.cli.view import build_vnc, find_socket
+    from control.cli.view import find_socket
+    from control.vm.viewers import build_vnc
 
     name = desk.check_name(desk.options.vnc_file)
     _, socket = find_socket(desk, name, "vnc")

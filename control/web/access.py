@@ -124,10 +124,12 @@ class Access:
     def log_in_by_password(self, name: str, password: str, address: str) -> str:
         """Return the cookie of a new session. Slow on purpose: call it in a thread. Raises AccessError."""
         self._check_pace(address)
+        # Counted before it is known: else as many as like could be tried while the first is still looked at.
+        self._note_failure(address)
         user = self.users.check(name, password)
         if user is None:
-            self._note_failure(address)
             raise AccessError("name or password is wrong", 403)
+        self._forget_failure(address)
         return self._open(user.name, user.role, "", SESSION_S)
 
     def log_in_by_share(self, link: str, address: str) -> tuple[str, str]:
@@ -233,6 +235,10 @@ class Access:
 
     def _note_failure(self, address: str) -> None:
         self._failures.setdefault(address, _Failures()).times.append(self._clock())
+
+    def _forget_failure(self, address: str) -> None:
+        if (failures := self._failures.get(address)) is not None and failures.times:
+            failures.times.pop()
 
     # -- on disk ---------------------------------------------------------------------------------------------------
 

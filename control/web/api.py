@@ -14,6 +14,7 @@ from aiohttp import web
 from control.errors import ControlError
 from control.vm.hands import point, press, type_text
 from control.vm.reach import connect
+from control.vm.viewers import build_vnc, build_vv
 from control.web import consoles, files, screens
 from control.web.access import TICKET_S, AccessError
 from control.web.context import answer, check_machine, choose_machine, get_address, get_context, get_session, note
@@ -140,6 +141,22 @@ async def _log(request: web.Request) -> web.StreamResponse:
 async def _picture(request: web.Request) -> web.StreamResponse:
     context, name = get_context(request), choose_machine(request)
     return web.Response(body=await context.pictures.take(name), content_type="image/png")
+
+
+async def _connection_file(request: web.Request) -> web.StreamResponse:
+    """A file for a viewer on this host: `screen.vnc`, or `screen.vv` where the machine has SPICE."""
+    context, name, kind = get_context(request), choose_machine(request), request.match_info["kind"]
+    found = context.machines.files(name)
+    sockets = {"vnc": found.vnc_socket, "vv": found.spice_socket}
+    if kind not in sockets or not sockets[kind].exists():
+        raise AccessError(f"{name} has no screen for such a file", 404, hint="screen.vnc, or screen.vv for SPICE")
+    text = build_vnc(str(sockets[kind])) if kind == "vnc" else build_vv(name, sockets[kind])
+    disposition = f'attachment; filename="{name}.{kind}"'
+    headers = {"Content-Disposition": disposition, "Content-Type": _VIEWER_TYPES[kind]}
+    return web.Response(body=text.encode(), headers=headers)
+
+
+_VIEWER_TYPES = {"vnc": "application/x-vnc", "vv": "application/x-virt-viewer"}
 
 
 async def _all_events(request: web.Request) -> web.StreamResponse:
@@ -356,6 +373,8 @@ ROUTES = (
     Route("GET", f"{_VM}/logs/{{log}}", "viewer", "Gives the last MiB of a log: serial, hvc0, qemu, messages, "
           "supervisor.", _log, gives="text/plain"),
     Route("GET", f"{_VM}/screen.png", "viewer", "Gives a picture of its screen.", _picture, gives="image/png"),
+    Route("GET", f"{_VM}/screen.{{kind}}", "operator", "Gives a file for a native viewer on this host: screen.vnc, "
+          "screen.vv.", _connection_file, gives="application/octet-stream", is_shared=False),
     Route("GET", f"{_VM}/screen", "viewer", "Carries its screen, as RFB.", screens.show_screen,
           query={"ticket": "for `screen`"}, opens_socket=True),
     Route("GET", f"{_VM}/console", "viewer", "Carries a console (docs/web.md).", consoles.attend_console,

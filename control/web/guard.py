@@ -53,6 +53,8 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         return refuse(error)
     except ControlError as error:
         return refuse(error)
+    except web.RequestPayloadError as error:
+        return refuse(AccessError(f"the body did not come whole: {error}", 400))
     except web.HTTPException as error:
         return refuse(AccessError(f"{error.status} {error.reason}: {request.path[:80]}", error.status))
     except OSError as error:

@@ -244,11 +244,6 @@ class Machines:
         return remote
 
 
-def find_web_directory(location: Location) -> Path:
-    """Where a web server of this configuration keeps its token, sessions, users and audit log."""
-    return location.runtime / "web"
-
-
 def _find_run(seen: Seen) -> str:
     """What tells one run of a machine from the next."""
     record = seen.record

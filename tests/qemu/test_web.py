@@ -282,6 +282,17 @@ async def test_the_picture_of_a_screen(person: Person) -> None:
         assert (await response.read()).startswith(b"\x89PNG")
 
 
+async def test_native_viewers_are_given_files(person: Person) -> None:
+    desk = person.server.desk
+    desk.start("screen")
+    url = person.server.origin + "/api/vms/screen/screen."
+    async with person.session.get(url + "vnc", headers=person.headers) as response:
+        assert f"ServerName={desk.files('screen').vnc_socket}\n" in await response.text()
+        assert 'filename="screen.vnc"' in response.headers["Content-Disposition"]
+    assert (await person.ask("GET", "/api/vms/screen/screen.vv"))[0] == 404, "it has no SPICE"
+    assert (await person.ask("GET", "/api/vms/screen/screen.exe"))[0] == 404
+
+
 async def test_the_description_of_the_api_is_served(person: Person) -> None:
     document = await person.get("/api/openapi.json")
     assert document["paths"]["/api/vms/{name}/start"]["post"]["x-needs"] == "operator"
@@ -477,6 +488,20 @@ async def test_garbage_half_open_and_oversize_disturb_nobody(server: Server, per
         assert wanted in send_raw(server.port, data).split(b"\r\n")[0]
     assert len((await person.get("/api/vms"))["vms"]) == 3
     assert read_memory_kb(server.process.pid) < before + 40 * 1024
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(server: Server, person: Person) -> None:
+    head = (
+        f"PUT /api/vms/shell/files?path=/root/x HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+        f"Authorization: Bearer {server.token}\r\nContent-Length: 1000000\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + b"x" * 1000)
+        wait_for(lambda: list((server.desk.runtime / "web").glob("transfer.*")))
+    wait_for(lambda: not list((server.desk.runtime / "web").glob("transfer.*")))
+    assert (await person.ask("PUT", "/api/vms/shell/files?path=/root/"))[0] == 400
+    assert (await person.ask("PUT", "/api/vms/shell/files?path=relative"))[0] == 400
+    assert (await person.ask("GET", "/api/vms/shell/files?path=/a%00b"))[0] == 400
 
 
 async def test_frames_that_are_none_end_their_own_socket_only(person: Person) -> None:

@@ -137,6 +137,14 @@ def test_many_addresses_guess_no_more_than_one_could(access: Access) -> None:
         access.log_in_by_token("guess", "10.9.9.9")
 
 
+def test_a_password_that_is_right_counts_as_no_failure(access: Access) -> None:
+    access.users.add("ann", "operator", "correct horse")
+    for _ in range(LOGINS_PER_ADDRESS + 2):
+        assert access.log_in_by_password("ann", "correct horse", HERE)
+    with pytest.raises(AccessError, match="wrong"):
+        access.log_in_by_password("ann", "wrong horse", HERE)
+
+
 def test_a_link_shows_one_machine_and_ends(access: Access, clock: Clock) -> None:
     cookie, vm = access.log_in_by_share(access.share("web", "token", 60.0), HERE)
     session = access.find_session(cookie)

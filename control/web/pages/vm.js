@@ -44,12 +44,29 @@ const screenPanel = el("section", { class: "panel", id: "screen", "aria-label": 
     ]) : null,
     canDo ? el("button", { onclick: pasteIntoGuest, text: "Paste…" }) : null, clipboard, scale,
     el("a", { class: "button", href: `${base}/screen.png`, download: `${name}.png`, text: "Picture" }),
+    canDo ? menu("Viewer", [
+      ["A .vnc file, for a viewer on this host", () => location.assign(`${base}/screen.vnc`)],
+      ["A .vv file, for remote-viewer (SPICE)", () => (vm?.has_spice ? location.assign(`${base}/screen.vv`) : tell('This machine has no SPICE: display = "spice"', { bad: true }))],
+      ["From another host…", showTunnel],
+    ]) : null,
     el("button", { onclick: () => screenPanel.requestFullscreen(), text: "Full screen" })),
   screenPlace);
 const screen = new ScreenView(screenPlace, name, {
   looksOnly: !canDo,
   onClipboard: (text) => { guestText = text; clipboard.hidden = false; },
 });
+
+// A VNC server that only this host reaches is brought to another one by ssh; a desktop there opens the link.
+function showTunnel() {
+  const dialog = el("dialog", {}, el("h2", { text: "The screen in a viewer on another host" }),
+    el("p", { class: "small" }, "On the host of this server, this prints an ssh command to run where you sit:"),
+    el("pre", { class: "output", text: `unhinged tunnel ${name} USER@HOST` }),
+    el("p", { class: "small" }, "Then open ", el("a", { href: "vnc://127.0.0.1:5900", text: "vnc://127.0.0.1:5900" }), " there."),
+    el("form", { method: "dialog", class: "row" }, el("button", { class: "main", text: "Done" })));
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+}
 
 async function pressOther() {
   const keys = await askForText("Press keys together", { hint: "as ctrl-alt-f5, alt-tab, shift-f10", button: "Press" });
