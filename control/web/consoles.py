@@ -114,14 +114,14 @@ class _Talk:
         while True:
             log = await self._wait_for_log()
             with open_log(log, -HISTORY_BYTES) as reader:
-                if run == str(reader.inode) and position.isdecimal() and int(position) <= reader.size:
+                # A file of the next run may have the number of one that is gone.
+                this = f"{self._context.machines.find_last_run(self._name)}.{reader.inode}"
+                if run == this and position.isdecimal() and int(position) <= reader.size:
                     reader.position = int(position)
-                run = ""
-                if reader.position > 0 and not position:
+                elif reader.position > 0:
                     _begin_at_a_line(reader)
-                await self._tell(
-                    {"type": "attached", "run": str(reader.inode), "position": reader.position, "size": reader.size}
-                )
+                run = ""
+                await self._tell({"type": "attached", "run": this, "position": reader.position, "size": reader.size})
                 self._sent = self._shown = 0
                 if await self._copy(reader, log):
                     await self._tell({"type": "ended", "state": self._find_state()})

@@ -110,6 +110,11 @@ class Machines:
         """Where its files lie, also those of one whose sockets were put elsewhere."""
         return look(self.location.runtime, name).files
 
+    def find_last_run(self, name: str) -> str:
+        """What tells the run that the logs are of from others, also when it has ended; empty before the first."""
+        record = self.look(name).record
+        return "" if record is None else f"{record.pid}.{record.start_ticks}"
+
     def look(self, name: str) -> Seen:
         return look(self.location.runtime, name, self.location.earlier_runtimes)
 
@@ -144,7 +149,7 @@ class Machines:
             "has_screen": seen.is_running and seen.files.vnc_socket.exists(),
             "has_spice": seen.is_running and seen.files.spice_socket.exists(),
             "has_agent": record is not None and record.agent,
-            "run": _find_run(seen),
+            "run": self.find_last_run(name) if seen.is_running else "",
             "note": seen.note,
             "message": self._find_last_message(name, seen.files),
         }
@@ -242,12 +247,6 @@ class Machines:
         """A connection to the machine's supervisor, for a console. Raises as `control.vm.reach.connect`."""
         remote: Remote = await self.run(connect, self.location.runtime, name)
         return remote
-
-
-def _find_run(seen: Seen) -> str:
-    """What tells one run of a machine from the next."""
-    record = seen.record
-    return f"{record.pid}.{record.start_ticks}" if record is not None and seen.is_running else ""
 
 
 def _read_last_message(path: Path, size: int) -> str:

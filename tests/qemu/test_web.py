@@ -301,6 +301,13 @@ async def test_the_description_of_the_api_is_served(person: Person) -> None:
 # -- whom it lets in -----------------------------------------------------------------------------------------------
 
 
+def fill_in(path: str) -> str:
+    """A path of the description, about the machine `shell`."""
+    for name, value in (("name", "shell"), ("log", "serial"), ("kind", "vnc")):
+        path = path.replace(f"{{{name}}}", value)
+    return path
+
+
 async def test_nobody_is_let_in_without_a_session(server: Server) -> None:
     """Each request of the description, but those that say of themselves that anybody may make them."""
     async with aiohttp.ClientSession() as session:
@@ -311,7 +318,7 @@ async def test_nobody_is_let_in_without_a_session(server: Server) -> None:
             for method, about in methods.items():
                 if "security" not in about:
                     continue
-                url = server.origin + path.replace("{name}", "shell").replace("{log}", "serial")
+                url = server.origin + fill_in(path)
                 async with session.request(method, url, json={}) as response:
                     assert response.status == 401, (method, path, await response.text())
                 tried += 1
@@ -330,7 +337,7 @@ async def test_a_viewer_looks_and_does_nothing(server: Server) -> None:
             for method, about in methods.items():
                 if about.get("x-needs") != "operator":
                     continue
-                status, _ = await viewer.ask(method.upper(), path.replace("{name}", "shell"), {})
+                status, _ = await viewer.ask(method.upper(), fill_in(path), {})
                 assert status == 403, (method, path)
                 refused += 1
         assert refused > 20
