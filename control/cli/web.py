@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ def _build_settings(desk: Desk, directory: Path) -> Settings:
     from control.web.libraries import ensure_libraries
 
     options = desk.options
-    certificate, key = _find_certificate(desk, directory)
+    certificate, key = find_certificate(options, directory)
     return Settings(
         address=_read_address(options.address),
         port=options.port,
@@ -81,9 +82,14 @@ def _build_settings(desk: Desk, directory: Path) -> Settings:
     )
 
 
-def _find_certificate(desk: Desk, directory: Path) -> tuple[Path | None, Path | None]:
-    """The files of a TLS server; off loopback it is one unless the user says otherwise."""
-    options = desk.options
+def find_certificate(options: Namespace, directory: Path) -> tuple[Path | None, Path | None]:
+    """The files of a TLS server, made in `directory` where none are named; off loopback it is one unless the user says
+    otherwise.
+
+    Raises:
+        ConfigError: The options contradict each other.
+        HostError: They cannot be made.
+    """
     if bool(options.certificate) != bool(options.key):
         raise ConfigError("--certificate and --key go together", key="--certificate", hint="give both, or neither")
     if options.no_tls and (options.tls or options.certificate):

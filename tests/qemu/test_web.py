@@ -613,8 +613,7 @@ def test_options_that_cannot_be_are_named(desk: Desk, words: tuple[str, ...], wa
     assert done.exit_code in (1, 2) and wanted in done.stderr, done
 
 
-async def test_off_loopback_it_is_tls(desk: Desk) -> None:
-    """It is still asked at loopback here: no test listens where others reach it by more than its own word."""
+async def test_it_serves_tls_with_a_certificate_of_its_own(desk: Desk) -> None:
     with run_server(desk, "--tls") as server:
         assert server.url.startswith("https://127.0.0.1:")
         async with come_as_browser(server) as browser:

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from control.cli.main import parse
+from control.cli.web import find_certificate
 from control.errors import ConfigError
 from control.spec.locate import locate
 from control.vm.hands import find_keys, parse_keys
@@ -29,6 +31,7 @@ from control.web.guard import is_our_host
 from control.web.machines import Machines
 from control.web.openapi import build_openapi
 from control.web.rfb import LookingOnly, NotRfb
+from control.web.tls import open_tls
 from control.web.users import Users
 
 HERE = "127.0.0.1"
@@ -202,6 +205,32 @@ def test_the_token_stays_until_a_new_one_is_wanted(tmp_path: Path) -> None:
     assert read_or_make_token(tmp_path / "token") == first
     assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
     assert read_or_make_token(tmp_path / "token", renew=True) != first
+
+
+# -- TLS -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "is_tls"),
+    [
+        ((), False),
+        (("--address", "::1"), False),
+        (("--tls",), True),
+        (("--address", "192.0.2.1"), True),
+        (("--address", "0.0.0.0"), True),
+        (("--address", "0.0.0.0", "--no-tls"), False),
+    ],
+)
+def test_off_loopback_there_is_tls_unless_said_otherwise(tmp_path: Path, words: tuple[str, ...], is_tls: bool) -> None:
+    certificate, key = find_certificate(parse(["web", *words]), tmp_path)
+    assert (certificate is not None, key is not None) == (is_tls, is_tls)
+    if certificate is not None and key is not None:
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+        open_tls(certificate, key)
+        assert find_certificate(parse(["web", *words]), tmp_path) == (certificate, key)
+        before = certificate.read_bytes()
+        find_certificate(parse(["web", *words, "--host-name", "box.example"]), tmp_path)
+        assert certificate.read_bytes() != before, "it is made anew for a name it does not have"
 
 
 # -- which host is ours --------------------------------------------------------------------------------------------
