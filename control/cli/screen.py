@@ -53,7 +53,7 @@ def _save_many(desk: Desk, name: str, pattern: re.Pattern[str] | None) -> int:
                 if pattern is not None:
                     raise WaitTimeout(f"{options.until} on the screen of {name}", options.timeout)
                 break
-            time.sleep(max(0.0, options.every - (time.monotonic() - begun)))
+            time.sleep(max(0.0, options.every - (time.monotonic() - begun)))  # as often as the user said
     desk.show({"name": name, **saved, "pictures": count})
     return 0
 
@@ -114,7 +114,7 @@ def wait_text(desk: Desk) -> int:
                     options.timeout,
                     last_seen=seen.strip().splitlines()[-12:],
                 )
-            time.sleep(LOOK_S)
+            time.sleep(LOOK_S)  # nothing tells when a screen has changed
     document = {"name": name, "found": found.group(), "seconds": round(time.monotonic() - started, 3), "screen": seen}
     desk.show(document, "\n".join(printable(line) for line in seen.splitlines()))
     return 0

@@ -61,7 +61,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if isinstance(error, ConnectionError):
             raise  # whoever asked is gone
         return refuse(HostError(f"{error.strerror or error}"))
-    except Exception:
+    except Exception:  # a fault of ours in one request must be told, here and there, and end no other
         LOG.exception("a request failed: %s %s", request.method, request.path)
         return refuse(ControlError("an error of ours", hint="see what the server wrote, and please report it"))
 

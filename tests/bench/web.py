@@ -243,7 +243,7 @@ def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise
-            time.sleep(0.05)
+            time.sleep(0.05)  # a program that is about to listen tells nobody
 
 
 # -- idling --------------------------------------------------------------------------------------------------------
