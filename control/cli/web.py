@@ -57,7 +57,8 @@ async def _serve(desk: Desk, settings: Settings, location: Location, token: str)
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     async with serve(settings, location, token) as server:
         desk.show({"url": server.url, "token": token}, f"{server.url}?token={token}")
-        desk.note(f"the web console of {location.path} runs at {server.url} until Ctrl-C; the line above logs you in")
+        what = location.path if location.path.exists() else location.runtime
+        desk.note(f"the web console of {what} runs at {server.url} until Ctrl-C; the line above logs you in")
         if not _is_loopback(settings.address):
             desk.note(f"it listens at {settings.address}: other hosts reach it")
         await ended.wait()
