@@ -165,6 +165,11 @@ class InstanceFiles:
         return self.directory / "disk.qcow2"
 
     @property
+    def snapshots(self) -> Path:
+        """What is kept of the machine's memory and devices, a file for each snapshot, and a note of what it is."""
+        return self.directory / "snapshots"
+
+    @property
     def firmware_variables(self) -> Path:
         return self.directory / "firmware-variables.fd"
 

@@ -70,6 +70,7 @@ def build_argv(spec: AnySpec, files: InstanceFiles) -> tuple[str, ...]:
         *_disks(spec),
         *_networks(spec),
         *_display(spec.display, spec.agent or spec.hvc0, files),
+        *(_clipboard(spec.agent or spec.hvc0) if spec.clipboard else []),
         *(_share(spec.share) if spec.share else []),
     ]
     return (spec.qemu, *(word for row in rows for word in row), *spec.extra_args)
@@ -309,16 +310,13 @@ def _display(display: Display, has_ports: bool, files: InstanceFiles) -> Rows:
 
 def _spice(has_ports: bool, files: InstanceFiles) -> Rows:
     """What a SPICE viewer can do needs a device each (QEMU manual, "-spice"; spice-space.org, "SPICE User Manual")."""
-    vdagent = {"bus": "ports.0", "chardev": "vdagent", "name": "com.redhat.spice.0"}
     rows: Rows = [
         ("-spice", f"unix=on,addr={_escape(str(files.spice_socket))},disable-ticketing=on"),
         ("-device", _json(driver="qxl-vga", max_outputs=SPICE_HEADS, vgamem_mb=64)),
         ("-audiodev", _json(driver="spice", id="sound")),
         ("-device", _json(driver="intel-hda")),
         ("-device", _json(driver="hda-duplex", audiodev="sound")),
-        *([] if has_ports else [_ports()]),
-        ("-chardev", "spicevmc,id=vdagent,name=vdagent"),
-        ("-device", _json(driver="virtserialport", **vdagent)),
+        *_vdagent("spicevmc,id=vdagent,name=vdagent", has_ports),
         ("-device", _json(driver="qemu-xhci", id="usb")),
         ("-device", _json(driver="usb-tablet", bus="usb.0")),
     ]
@@ -326,6 +324,24 @@ def _spice(has_ports: bool, files: InstanceFiles) -> Rows:
         rows.append(("-chardev", f"spicevmc,id=redirected{number},name=usbredir"))
         rows.append(("-device", _json(driver="usb-redir", bus="usb.0", chardev=f"redirected{number}")))
     return rows
+
+
+def _clipboard(has_ports: bool) -> Rows:
+    """QEMU itself takes the part of a SPICE client, and shares the guest's clipboard with its VNC server.
+
+    Source: QEMU manual, "-chardev qemu-vdagent".
+    """
+    return _vdagent("qemu-vdagent,id=vdagent,name=vdagent,clipboard=on,mouse=off", has_ports)
+
+
+def _vdagent(chardev: str, has_ports: bool) -> Rows:
+    """The port at which a guest's spice-vdagent looks for its other side."""
+    port = {"bus": "ports.0", "chardev": "vdagent", "name": "com.redhat.spice.0"}
+    return [
+        *([] if has_ports else [_ports()]),
+        ("-chardev", chardev),
+        ("-device", _json(driver="virtserialport", **port)),
+    ]
 
 
 def _share(share: Share) -> Rows:

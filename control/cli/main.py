@@ -179,6 +179,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--port", type=_port, metavar="PORT", help="there (5900, 5930 for SPICE)")
     sub.add_argument("--run", action="store_true", help="run it, until Ctrl-C")
 
+    sub = add("snapshot", "snapshot:snapshot", "keep a VM as it is, memory and disks together, and go back to that")
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for action, tag, summary in (
+        ("save", "?", "keep the VM as it is now, under TAG (the time)"),
+        ("restore", "?", "put it back to TAG (the newest); one that does not run is started"),
+        ("delete", None, "forget TAG"),
+        ("list", "", "list the snapshots of a VM"),
+    ):
+        sub = actions.add_parser(action, help=summary, description=summary, parents=[common])
+        sub.add_argument("name", metavar="NAME")
+        if tag != "":
+            sub.add_argument("tag", metavar="TAG", nargs=tag, default="")
+
     sub = add("web", "web:web", "show all VMs in a browser: screens, consoles, files, buttons")
     sub.add_argument("--address", default="127.0.0.1", help="an IP address to listen at (127.0.0.1)")
     sub.add_argument("--port", type=_port, default=8006, help="0: one that is free (8006)")

@@ -33,7 +33,7 @@ from control.units import MIB, format_size, parse_size_bytes
 QEMU_KEYS = (
     "limits", "sandbox", "cmd", "qemu_args", "ssh",
     "image", "iso", "disk", "kernel", "initrd", "append", "boot", "firmware", "machine",
-    "memory", "cpus", "accel", "net", "forward", "share", "display", "agent",
+    "memory", "cpus", "accel", "net", "forward", "share", "display", "clipboard", "agent",
 )  # fmt: skip
 KEYS_OF_KIND = {"vm": QEMU_KEYS, "process": PROCESS_KEYS, "serial": SERIAL_KEYS}
 VM_KEYS = tuple(dict.fromkeys((*COMMON_KEYS, *QEMU_KEYS, *PROCESS_KEYS, *SERIAL_KEYS)))
@@ -144,6 +144,7 @@ class VMDeclaration:
     restart: Literal["no", "on-failure", "always"] = "no"
     limits: Limits = NO_LIMITS
     sandbox: bool | None = None
+    clipboard: bool = False
     cmd: tuple[str, ...] = ()
     qemu_args: tuple[str, ...] = ()
     vars: Mapping[str, Any] = field(default_factory=dict)
@@ -272,13 +273,22 @@ def read_vm(table: Table, name: str, *, around: Surroundings) -> VMDeclaration:
         forwards=_read_forwards(table),
         share=_read_share(table, around),
         display=cast(Any, table.choice("display", DISPLAYS)),
+        clipboard=bool(table.boolean("clipboard")),
         agent=table.boolean("agent"),
         is_raw=is_raw,
         held=read_held(table, kind, name, limits, around) if kind != "vm" else None,
     )
     _check_boot(table, declared)
     _check_networks(table, declared)
+    _check_clipboard(table, declared)
     return declared
+
+
+def _check_clipboard(table: Table, vm: VMDeclaration) -> None:
+    if vm.clipboard and (vm.is_raw or vm.display not in (None, "vnc")):
+        why = "a raw VM has the devices it names" if vm.is_raw else f'display = "{vm.display}"'
+        hint = "a SPICE viewer has the guest's clipboard as it is" if vm.display == "spice" else 'use display = "vnc"'
+        table.report("clipboard", f"the clipboard is shared over VNC, and here {why}", hint=hint)
 
 
 def _read_append(table: Table) -> str:

@@ -107,6 +107,7 @@ class VMSpec:
         display: `vnc` is a VGA card with a VNC server at a private UNIX socket; `spice` a QXL card with a SPICE server
             at one, VNC beside it, and the devices for USB, sound, the clipboard and several monitors; `std` a VGA card
             whose picture can be asked for, and no server.
+        clipboard: Whether VNC viewers share the clipboard of a guest that runs spice-vdagent.
         sandbox: Whether QEMU refuses itself system calls that a virtual machine does not need.
         limits: What QEMU may use of the host.
         extra_args: Words appended to QEMU's command line as they are.
@@ -131,6 +132,7 @@ class VMSpec:
     forwards: tuple[Forward, ...] = ()
     realm: str = ""
     display: Display = "vnc"
+    clipboard: bool = False
     sandbox: bool = True
     limits: Limits = NO_LIMITS
     qemu: str = "qemu-system-x86_64"

@@ -139,6 +139,7 @@ async def plan_vm(
             forwards=forwards,
             realm=realm,
             display=vm.display or "vnc",
+            clipboard=vm.clipboard,
             sandbox=_choose_sandbox(vm, networks),
             limits=vm.limits,
             qemu=qemu,

@@ -169,7 +169,7 @@ class HeldMachine(VM):
             await self.console.order(f"{number} {order}{lasts}")
             failed = await self._wait_for_order(number, seconds + ORDER_WAIT_S)
         if not failed:
-            self._mark(order)
+            self.mark(order)
         else:
             raise ConsoleError(f"{self.record.spec['port']} refuses: {failed}", hint="has it this line at all?")
 
@@ -232,9 +232,8 @@ class HeldMachine(VM):
             await asyncio.sleep(STATE_LOOK_S)
 
     def _tell_of_line(self, mark: str, text: str) -> None:
-        self._listener.on_note(text)
-        self.console.tell(text)
-        self._mark(mark)
+        self.say(text)
+        self.mark(mark)
 
     async def _wait_for_end(self, channel: ConsoleChannel, reading: asyncio.Task[None]) -> None:
         await self.process.wait()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from control.errors import ConfigError, StateError, WaitTimeout
+from control.errors import ConfigError, ControlError, StateError, WaitTimeout
 from control.paths import open_instance_files
 from control.spec.fleet import Fleet, get_vm
 from control.vm.hire import hire
@@ -17,11 +17,15 @@ from control.vm.remote import Remote, find_remote
 
 if TYPE_CHECKING:
     from control.process.detach import Detached
+    from control.spec.locate import Location
     from control.vm.declared import Planned
 
 STOP_TIMEOUT_S = 20.0
 STOP_ANSWER_S = 90.0
 """What a stop may take beyond its own timeout: a VM that must be killed, on a loaded host."""
+
+SNAPSHOT_ANSWER_S = 4000.0
+"""Somewhat longer than QEMU is given for it (`control.vm.snapshots`)."""
 
 GOING_S = 10.0
 """How long a supervisor whose VM has ended may take to leave."""
@@ -157,3 +161,44 @@ def wait_until_free(runtime: Path, name: str) -> None:
             return  # somebody has started it again
         time.sleep(GOING_LOOK_S)
     raise WaitTimeout(f"the supervisor of {name} to leave", GOING_S)
+
+
+def work_with_snapshot(location: Location, fleet: Fleet | None, name: str, action: str, tag: str) -> dict[str, Any]:
+    """Save, restore or delete a snapshot of the machine `name`; one that does not run is started to be restored.
+
+    Args:
+        fleet: What a machine that does not run is started from.
+        action: `save`, `restore` or `delete`.
+        tag: Which one; for an empty one the time is taken, or the newest.
+
+    Returns:
+        What `snapshot` in docs/control.md answers.
+
+    Raises:
+        StateError, ConfigError, HostError, RemoteError: It cannot be done; see `control.vm.snapshots`.
+    """
+    was_started = False
+    if action != "save" and not look(location.runtime, name).is_running:
+        import asyncio
+
+        from control.vm.snapshots import delete_snapshot_at_rest, find_snapshot
+
+        files = look(location.runtime, name).files
+        find_snapshot(files, tag)
+        if action == "restore" and fleet is not None:
+            was_started = start(fleet, name, is_paused=True)
+        elif action == "delete":
+            started = time.monotonic()
+            with hold(files) as lock:
+                if lock is not None:
+                    gone = asyncio.run(delete_snapshot_at_rest(files, tag))
+                    return {"snapshot": gone.describe(), "seconds": round(time.monotonic() - started, 3)}
+    try:
+        with connect(location.runtime, name) as remote:
+            params = {"action": action, "tag": tag} if tag else {"action": action}
+            done: dict[str, Any] = remote.call("snapshot", params, timeout_s=SNAPSHOT_ANSWER_S)
+            return done
+    except ControlError:
+        if was_started:
+            stop(location.runtime, name, timeout_s=0.0)  # its guest has never run
+        raise

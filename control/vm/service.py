@@ -73,6 +73,7 @@ class Service:
         self.given_up = asyncio.Event()
         self.over = asyncio.Event()
         self.restarts = 0
+        self._keeping = asyncio.Lock()  # one snapshot is worked with at a time
         self._name = name
         self._files = files
         self._notes = notes
@@ -97,6 +98,7 @@ class Service:
             "forward": self._forward,
             "screenshot": self._screenshot,
             "screen_text": self._screen_text,
+            "snapshot": self._snapshot,
             "attach": self._attach,
             "line": self._line,
         }
@@ -364,6 +366,19 @@ class Service:
         if not await is_text_mode(monitor):
             return {"is_text": False, "lines": []}
         return {"is_text": True, "lines": list(await read_text_screen(monitor, self._files))}
+
+    async def _snapshot(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        from control.vm import snapshots
+
+        work = {
+            "save": snapshots.save_snapshot,
+            "restore": snapshots.restore_snapshot,
+            "delete": snapshots.delete_snapshot,
+        }[params["action"]]
+        vm, started = self._living(), time.monotonic()
+        async with self._keeping:
+            done = await work(vm, params.get("tag", ""))
+        return {"snapshot": done.describe(), "seconds": round(time.monotonic() - started, 3)}
 
     async def _line(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         await self._living().drive_line(params["line"], params.get("how", "pulse"), params.get("seconds", LINE_S))

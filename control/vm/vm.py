@@ -303,6 +303,17 @@ class VM:
             f"{self.name} is at no serial port of this host", state=self._state.value, required=('kind = "serial"',)
         )
 
+    def mark(self, label: str) -> None:
+        """Note in the recording of each console what happens now."""
+        for console in self.consoles.values():
+            console.recording.mark(label)
+
+    def say(self, note: str) -> None:
+        """Tell those who look after the VM, and those who sit at its consoles."""
+        self._listener.on_note(note)
+        for console in self.consoles.values():
+            console.tell(note)
+
     def detach(self) -> None:
         """Leave the VM running when this handle is closed."""
         self._detached = True
@@ -441,7 +452,7 @@ class VM:
             recording.said(chunk, channel.position)
 
     def _observe(self, message: Message) -> None:
-        self._mark(f"message: {message.text}")
+        self.mark(f"message: {message.text}")
         if message.text == "booting" and message.type == "status":
             self._reach("init")
 
@@ -636,11 +647,7 @@ class VM:
         if phase not in self.phases:
             self.phases[phase] = time.monotonic() - self._started
             self._listener.on_phase(phase, self.phases[phase])
-            self._mark(phase)
-
-    def _mark(self, label: str) -> None:
-        for console in self.consoles.values():
-            console.recording.mark(label)
+            self.mark(phase)
 
     def _fail(self, error: ControlError) -> None:
         self._end(Ending("failed", error))

@@ -14,6 +14,7 @@ from aiohttp import web
 from control.errors import ControlError
 from control.vm.hands import point, press, type_text
 from control.vm.reach import connect
+from control.vm.snapshots import list_snapshots
 from control.vm.viewers import build_vnc, build_vv
 from control.web import consoles, files, screens
 from control.web.access import TICKET_S, AccessError
@@ -35,6 +36,7 @@ MESSAGE_MAX_BYTES = 1 << 20
 KEEP_ALIVE_S = 15.0
 LOG_TAIL_BYTES = 1 << 20
 STATUS_S = 5.0
+ADDRESSES_MAX = 8
 
 
 # -- coming in -----------------------------------------------------------------------------------------------------
@@ -287,6 +289,30 @@ async def _exec(request: web.Request, body: dict[str, Any]) -> Any:
     return {"name": name, **await get_context(request).machines.exec(name, {"timeout_s": EXEC_S, **body})}
 
 
+async def _list_addresses(request: web.Request) -> web.StreamResponse:
+    """What the guest's agent says; none of a guest whose agent is not there, and none that only the guest has."""
+    machines, name = get_context(request).machines, choose_machine(request)
+    interfaces: list[dict[str, Any]] = []
+    with contextlib.suppress(ControlError):
+        if (await machines.call(name, "status", {}, timeout_s=STATUS_S))["agent_ready"]:
+            told = await machines.call(name, "agent", {"method": "get_network_info", "timeout_s": STATUS_S})
+            interfaces = told["return"]["interfaces"]
+    found = [each["address"] for one in interfaces for each in one["addresses"] if each["scope"] in ("global", "site")]
+    return answer({"name": name, "addresses": found[:ADDRESSES_MAX]})
+
+
+async def _list_snapshots(request: web.Request) -> web.StreamResponse:
+    machines, name = get_context(request).machines, choose_machine(request)
+    kept = await machines.run(list_snapshots, machines.files(name))
+    return answer({"name": name, "snapshots": [each.describe() for each in kept]})
+
+
+async def _snapshot(request: web.Request, body: dict[str, Any]) -> Any:
+    name, action, tag = choose_machine(request), body["action"], body.get("tag", "")
+    note(request, f"snapshot {action}", name, tag=tag)
+    return await get_context(request).machines.work_with_snapshot(name, action, tag)
+
+
 def _by_hand(work: Any, action: str) -> Doing:
     """What hands do at the guest's keyboard and pointer (`control.vm.hands`)."""
 
@@ -399,6 +425,11 @@ ROUTES = (
     _calling("forward", "Adds, removes or lists forwarded ports."),
     _calling("line", "Sends a serial machine a break, or sets DTR or RTS."),
     _calling("screen_text", "Reads a screen in text mode."),
+    Route("GET", f"{_VM}/addresses", "viewer", "Lists the addresses the guest has, as its agent tells.",
+          _list_addresses, gives="web/addresses"),
+    Route("GET", f"{_VM}/snapshots", "viewer", "Lists its snapshots.", _list_snapshots, gives="cli/snapshot_list"),
+    _doing("POST", f"{_VM}/snapshot", "Takes, restores or deletes a snapshot.", _snapshot, "control/snapshot.params",
+           "control/snapshot.result"),
     _doing("POST", f"{_VM}/exec", "Runs a program in the guest, and gives what it said.", _exec,
            "web/exec.params", "cli/exec"),
     _doing("POST", f"{_VM}/keys", "Presses keys together, as ctrl-alt-delete.", _by_hand(press, "keys"),

@@ -24,7 +24,7 @@ from control.spec.declaration import VMDeclaration
 from control.spec.fleet import Fleet, load_fleet
 from control.spec.locate import Location
 from control.vm.forwards import list_forwards
-from control.vm.lifetime import start, stop, wait_until_free
+from control.vm.lifetime import start, stop, wait_until_free, work_with_snapshot
 from control.vm.reach import Seen, connect, look
 from control.vm.remote import Remote
 
@@ -238,6 +238,11 @@ class Machines:
     async def kill(self, name: str) -> None:
         await self.call(name, "kill", {})
         await self.run(wait_until_free, self.location.runtime, name)
+
+    async def work_with_snapshot(self, name: str, action: str, tag: str) -> dict[str, Any]:
+        """Save, restore or delete a snapshot. Raises as `control.vm.lifetime.work_with_snapshot`."""
+        done: dict[str, Any] = await self.run(work_with_snapshot, self.location, self.fleet, name, action, tag)
+        return done
 
     async def run(self, function: Any, *arguments: Any) -> Any:
         """Run what waits in one of our threads."""

@@ -33,7 +33,14 @@ _LEFT_OUT = (
             "sound/*", "net/bluetooth/*", "net/wireless/*", "net/mac80211/*", "lib/test_*",
         )
     ),
-    *(f"include={root}/drivers/net/ethernet/intel/e1000*" for root in (_MODULES, _MODULES.removeprefix("/usr"))),
+    *(
+        f"include={root}/{part}"
+        for root in (_MODULES, _MODULES.removeprefix("/usr"))
+        for part in (
+            "drivers/net/ethernet/intel/e1000*",
+            "sound/soundcore*", "sound/core/*", "sound/hda/*", "sound/pci/hda/*",  # of SPICE
+        )
+    ),
 )  # fmt: skip
 
 
@@ -59,7 +66,8 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("debian"),
+        # With what a viewer needs for the clipboard, dropped files and a screen that follows its window.
+        Recipe("debian", (*_PACKAGES, "spice-vdagent")),
         # Somebody else's cloud image, as far as the seed ISO can tell; only tests build it.
         Recipe("debian-cloud", (*_PACKAGES, "cloud-init"), agent=False),
     )

@@ -20,6 +20,11 @@ MACHINES = """
 memory = "256M"
 accel = "tcg"
 
+[vm.copying]
+memory = "256M"
+accel = "tcg"
+clipboard = true
+
 [vm.shell]
 kind = "process"
 command = ["bash", "--norc", "--noprofile", "-i"]
@@ -28,9 +33,12 @@ env = { PS1 = "ready> " }
 WITHIN_MS = 60_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium. `--no-sandbox`, because tests run as root where CI does; the pages are ours."""
+    """Chromium. `--no-sandbox`, because tests run as root where CI does; the pages are ours.
+
+    Of one module: Playwright keeps a running event loop in this thread, beside which no asynchronous test could run.
+    """
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.browser.conftest import Visitor
+from tests.qemu.fleets import Desk, finish
 from tests.webserver import Server, run_server
 
 if TYPE_CHECKING:
@@ -334,3 +335,66 @@ def test_nothing_stands_out_of_a_page(visit: Visit, path: str, width: int, heigh
     page.wait_for_selector("main :visible")
     page.wait_for_timeout(700)  # until what comes after the first paint has its place
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_snapshot_is_taken_gone_back_to_and_forgotten(running: tuple[Visitor, Page]) -> None:
+    _, page = running
+    panel = page.get_by_label("snapshots")
+    run(page, "echo before > /tmp/kept")
+    panel.get_by_label("a name for the snapshot").fill("clean")
+    panel.get_by_role("button", name="Take one").click()
+    panel.get_by_text("clean", exact=True).wait_for()
+    run(page, "echo after > /tmp/kept")
+    panel.get_by_role("button", name="Restore").click()
+    page.get_by_text("back at clean").wait_for()
+    assert run(page, "cat /tmp/kept") == "before\n"
+    type_in(page, "#console", "")  # the console is the same one still
+    wait_for_text(page, "unhinged login:")
+    panel.get_by_role("button", name="delete clean").click()
+    panel.get_by_text("There is none yet").wait_for()
+
+
+def test_the_card_takes_a_snapshot_and_shows_an_address(running: tuple[Visitor, Page]) -> None:
+    visitor, page = running
+    page.goto(visitor.server.origin)
+    card(page, "web").get_by_text("10.0.2.15").wait_for()
+    card(page, "web").get_by_role("button", name="Snapshot").click()
+    page.get_by_text("kept as").wait_for()
+    page.goto(visitor.server.origin + "/vm/web")
+    panel = page.get_by_label("snapshots")
+    panel.get_by_role("button", name="Delete").click()
+    panel.get_by_text("There is none yet").wait_for()
+
+
+def test_the_clipboard_crosses_both_ways(visit: Visit, desk: Desk) -> None:
+    """The guest has no desktop: a program speaks for it at the port of SPICE's agent (vdagent.py)."""
+    visitor = visit()
+    page = visitor.log_in()
+    see_to_it_that_it_runs(page, "copying")
+    page.goto(visitor.server.origin + "/vm/copying")
+    page.wait_for_function("() => document.querySelector('#screen .over')?.hidden")
+    wait_for_text(page, "unhinged login:")
+    assert desk.run("put", "copying", str(Path(__file__).with_name("vdagent.py")), "/root/").exit_code == 0
+
+    giving = desk.begin("exec", "copying", "--", "python3", "/root/vdagent.py", "give", "Grüße from the guest")
+    copy = page.get_by_role("button", name="Copy from guest")
+    copy.wait_for()
+    assert finish(giving).exit_code == 0
+    copy.click()
+    page.get_by_text("copied", exact=True).wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == "Grüße from the guest"
+
+    taking = desk.begin("exec", "copying", "--", "python3", "/root/vdagent.py", "take")
+    page.wait_for_timeout(1000)  # the program says nothing of that it listens now
+    page.locator("#screen").get_by_role("button", name="Paste…").click()
+    page.get_by_label("Paste into the guest").fill("für the guest")
+    page.get_by_role("button", name="Paste", exact=True).click()
+    # RFB ends a text with a NUL, and QEMU 7.2 hands it on.
+    assert finish(taking).stdout.rstrip("\0\n") == "für the guest"
+
+
+def test_a_machine_that_shares_its_clipboard_is_refused_a_snapshot_with_the_reason(desk: Desk) -> None:
+    done = desk.run("snapshot", "save", "copying")
+    assert done.exit_code == 1
+    assert "copying shares its clipboard" in done.stderr
+    assert not list(desk.files("copying").snapshots.glob("*"))

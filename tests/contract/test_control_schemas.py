@@ -36,10 +36,13 @@ def test_every_method_has_its_schemas_and_every_schema_its_method() -> None:
 
 def test_every_command_has_a_schema() -> None:
     [commands] = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    # gdb is another program from then on, doctor has schemas/doctor.json, config and img a schema for each action, and
-    # what completion prints is for a shell, and replay plays.
-    without = {"gdb", "doctor", "config", "img", "completion", "replay"}
-    expected = (set(commands.choices) - without) | {"config_check", "config_show", "img_build", "img_list", "error"}
+    # gdb is another program from then on, doctor has schemas/doctor.json, what has actions a schema for each, and what
+    # completion prints is for a shell, and replay plays.
+    without = {"gdb", "doctor", "config", "img", "snapshot", "completion", "replay"}
+    expected = (set(commands.choices) - without) | {
+        "config_check", "config_show", "img_build", "img_list", "error",
+        "snapshot_save", "snapshot_restore", "snapshot_delete", "snapshot_list",
+    }  # fmt: skip
     assert {path.stem for path in (SCHEMAS / "cli").glob("*.json")} == expected
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +68,13 @@ class Desk:
             (self.directory / f"{name}.img").write_bytes(HALT.ljust(1 << 20, b"\0"))
         self.write("".join(PLAIN.format(name=name) for name in names) + more)
 
-    def begin(self, *words: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
-        environment = {**os.environ, "HOME": str(self.directory)}
+    def begin(
+        self, *words: str, stdin: int = subprocess.DEVNULL, environment: Mapping[str, str] = os.environ
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*self.prefix, *COMMAND, *words],
             cwd=self.directory,
-            env=environment,
+            env={**environment, "HOME": str(self.directory)},
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

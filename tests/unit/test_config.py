@@ -342,8 +342,8 @@ def test_every_declared_key_arrives() -> None:
     assert loaded.names == ("web", "db", "installer", "kernel", "bridged")
     web, db = loaded.vms["web"], loaded.vms["db"]
     assert not web.is_raw
-    assert (web.memory_bytes, web.cpus, web.accel, web.display, web.agent, web.sandbox) == (
-        1024**3, 2, "auto", "none", True, True,
+    assert (web.memory_bytes, web.cpus, web.accel, web.display, web.clipboard, web.agent, web.sandbox) == (
+        1024**3, 2, "auto", "vnc", True, True, True,
     )  # fmt: skip
     assert web.networks == (Network("user"), Network("lan", "inside"))
     assert [str(forward) for forward in web.host_forwards] == [

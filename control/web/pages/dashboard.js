@@ -1,5 +1,6 @@
 // All machines as cards.
 
+import { Addresses } from "./addresses.js";
 import { Controls } from "./controls.js";
 import { Live } from "./live.js";
 import { begin, el, formatBytes, formatSince, vmPath } from "./ui.js";
@@ -25,6 +26,7 @@ class Card {
     this.note = el("div", { class: "note", hidden: true });
     this.controls = el("span", { class: "row tight" });
     this.views = el("span", { class: "row tight" });
+    this.addresses = new Addresses(name);
     this.does = new Controls(this.controls);
     this.link = el("a", { class: "picture", href: page, "aria-label": `${name}: screen and console` }, this.image, this.blank);
     this.element = el("article", { class: "card", "aria-label": name }, this.link,
@@ -67,12 +69,13 @@ class Card {
     const rows = vm.pid
       ? [["up", formatSince(vm.started_at)], ["CPU", vm.cpu_percent === null ? "…" : `${Math.round(vm.cpu_percent)} %${vm.cpus ? ` of ${vm.cpus * 100}` : ""}`],
         ["memory", formatBytes(vm.memory_bytes) + (vm.memory_limit_bytes ? ` (guest has ${formatBytes(vm.memory_limit_bytes)})` : "")],
-        ...(vm.accelerator ? [["runs by", vm.accelerator]] : []), ...(vm.forwards.length ? [["ports", vm.forwards.join(", ")]] : [])]
+        ...(vm.accelerator ? [["runs by", vm.accelerator]] : []), ...(this.addresses.found.length ? [["address", this.addresses.found.join(", ")]] : []), ...(vm.forwards.length ? [["ports", vm.forwards.join(", ")]] : [])]
       : [["kind", vm.kind]];
     this.facts.replaceChildren(...rows.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value, title: value })]));
   }
 
   takePicture() {
+    if (this.isSeen && !document.hidden) this.addresses.look(this.vm);
     if (this.isSeen && this.vm?.has_screen && !document.hidden) this.image.src = `${vmPath(this.name)}/screen.png?${Date.now()}`;
   }
 }

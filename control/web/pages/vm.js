@@ -1,10 +1,12 @@
 // One machine: its screen and consoles side by side, how it booted, its messages, files, commands.
 
+import { Addresses } from "./addresses.js";
 import { ConsoleView } from "./console.js";
 import { Controls } from "./controls.js";
 import { filesPanel } from "./files.js";
 import { Live } from "./live.js";
 import { ScreenView } from "./screen.js";
+import { snapshotsPanel } from "./snapshots.js";
 import { act, ask, askForText, begin, el, formatBytes, formatSince, menu, tell, tellError, vmPath } from "./ui.js";
 
 const name = decodeURIComponent(location.pathname.split("/").pop());
@@ -18,7 +20,7 @@ const pill = el("span", { class: "pill" });
 const buttons = el("span", { class: "row tight" });
 const line = el("div", { class: "line" });
 const note = el("div", { class: "notice bad", role: "alert", hidden: true });
-const controls = new Controls(buttons, { more: [["Share a link to look…", share], ["End all shared links", endShares]] });
+const controls = new Controls(buttons, { onDone: () => snapshots.look(), more: [["Share a link to look…", share], ["End all shared links", endShares]] });
 main.append(el("div", { class: "head" }, el("h1", { text: name }), pill, el("span", { class: "grow" }), buttons, line), note);
 
 // -- the screen ---------------------------------------------------------------------------------------------------
@@ -156,7 +158,8 @@ function showMessage(message) {
   if (isAtEnd) messages.scrollTop = messages.scrollHeight;
 }
 
-const parts = el("div", { class: "parts" }, timelinePanel, messagesPanel);
+const snapshots = snapshotsPanel(name, { canDo });
+const parts = el("div", { class: "parts" }, timelinePanel, messagesPanel, snapshots.element);
 if (canDo) parts.append(commandPanel(), filesPanel(name));
 main.append(parts);
 
@@ -197,6 +200,7 @@ async function endShares() {
 // -- how it does --------------------------------------------------------------------------------------------------
 
 const live = new Live({ messagesOf: name, onOpen: () => messages.replaceChildren(), onMessage: showMessage });
+const addresses = new Addresses(name);
 let run = null;
 let vm = null;
 let wasAway = false;
@@ -204,7 +208,7 @@ let wasAway = false;
 function showLine() {
   const facts = vm.pid
     ? [["up", formatSince(vm.started_at)], ["CPU", vm.cpu_percent === null ? "…" : `${Math.round(vm.cpu_percent)} %`], ["memory", formatBytes(vm.memory_bytes)],
-      ["CPUs", vm.cpus], ["guest memory", formatBytes(vm.memory_limit_bytes)], ["runs by", vm.accelerator], ["pid", vm.pid], ["ports", vm.forwards.join(", ")]]
+      ["CPUs", vm.cpus], ["guest memory", formatBytes(vm.memory_limit_bytes)], ["runs by", vm.accelerator], ["pid", vm.pid], ["addresses", addresses.found.join(", ")], ["ports", vm.forwards.join(", ")]]
     : [["kind", vm.kind]];
   line.replaceChildren(...facts.filter(([, value]) => value).map(([label, value]) => el("span", {}, `${label} `, el("b", { text: String(value) }))));
 }
@@ -238,8 +242,13 @@ live.watch(() => {
   const hasScreen = vm.kind === "vm" && (vm.has_screen || !vm.pid);
   screenPanel.hidden = !hasScreen;
   pair.classList.toggle("alone", !hasScreen);
+  snapshots.element.hidden = vm.kind !== "vm";
   screen.follow(vm);
-  if (isNew) lookCloser();
+  if (isNew) {
+    lookCloser();
+    snapshots.look();
+    addresses.look(vm);
+  }
 });
 setInterval(() => { if (vm?.pid) showLine(); }, 1000);
 // For whoever opens the browser's own console, and for tests.

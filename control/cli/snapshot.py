@@ -1,0 +1,48 @@
+"""`unhinged snapshot save|restore|delete|list NAME [TAG]` (floor 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from control.cli.desk import Desk
+from control.units import format_duration, format_size
+from control.vm.lifetime import work_with_snapshot
+from control.vm.snapshots import Snapshot, check_tag, list_snapshots
+
+_DONE = {"save": "kept as", "restore": "back at", "delete": "forgot"}
+
+
+def snapshot(desk: Desk) -> int:
+    name, action = desk.check_name(desk.options.name), desk.options.action
+    if action == "list":
+        kept = list_snapshots(desk.look(name).files)
+        document = {"name": name, "snapshots": [each.describe() for each in kept]}
+        desk.show(document, _draw_table(kept) if kept else "")
+        if not kept and not desk.is_json:
+            desk.note(f"{name} has no snapshot; unhinged snapshot save {name} takes one")
+        return 0
+    tag = check_tag(desk.options.tag) if desk.options.tag else ""
+    done = work_with_snapshot(desk.location, desk.fleet, name, action, tag)
+    desk.show({"name": name, **done})
+    if not desk.is_json:
+        desk.note(_describe(name, action, done))
+    return 0
+
+
+def _describe(name: str, action: str, done: Mapping[str, Any]) -> str:
+    kept = done["snapshot"]
+    size = f", {format_size(kept['bytes'])}" if action == "save" else ""
+    return f"{name}: {_DONE[action]} {kept['tag']} ({format_duration(done['seconds'])}{size})"
+
+
+def _draw_table(kept: list[Snapshot]) -> str:
+    rows = [("TAG", "TAKEN", "SIZE", "DISKS", "GUEST")]
+    for each in kept:
+        guest = "ran" if each.was_running else "stood still"
+        taken = each.taken_at[:19].replace("T", " ")
+        rows.append((each.tag, taken, format_size(each.bytes), str(len(each.disks)), guest))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,67 @@
+"""Snapshots of the built-in guest: what it holds in memory and on its disk, its console, its agent, its clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.boot.one_vm import open_one_vm
+from tests.qemu.fleets import WITHIN_S, Desk, finish
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    with open_one_vm(Path(tmp_path_factory.mktemp("snapshots"))) as desk:
+        yield desk
+
+
+def shell(desk: Desk, script: str) -> str:
+    done = desk.run("exec", "one", "-n", "--", "sh", "-c", script)
+    assert done.exit_code == 0, done
+    return done.stdout
+
+
+def test_a_guest_comes_back_from_what_nothing_else_would_bring_it_back_from(desk: Desk) -> None:
+    shell(desk, "echo kept > /tmp/memory; sleep 1000 & echo $! > /tmp/sleeper")
+    sleeper = shell(desk, "cat /tmp/sleeper").strip()
+    desk.ask("snapshot_save", "snapshot", "save", "one", "clean")
+    desk.run("exec", "one", "-n", "--", "sh", "-c", "echo lost > /tmp/memory; rm -rf /usr /lib /bin")
+    desk.ask("snapshot_restore", "snapshot", "restore", "one", "clean")
+    assert shell(desk, "cat /tmp/memory") == "kept\n"
+    assert "sleep" in shell(desk, f"cat /proc/{sleeper}/cmdline")
+
+
+def test_the_disk_goes_back_with_the_memory(desk: Desk) -> None:
+    shell(desk, "echo then > /data/file; sync")
+    desk.ask("snapshot_save", "snapshot", "save", "one", "then")
+    shell(desk, "echo now > /data/file; sync")
+    desk.ask("snapshot_restore", "snapshot", "restore", "one", "then")
+    # What is kept in memory is not asked: what lies on the disk is.
+    assert shell(desk, "echo 3 > /proc/sys/vm/drop_caches; cat /data/file") == "then\n"
+
+
+def test_the_clock_is_the_hosts_again(desk: Desk) -> None:
+    desk.ask("snapshot_save", "snapshot", "save", "one", "earlier")
+    time.sleep(5)  # what is shown is that this time has passed in the guest as well
+    desk.ask("snapshot_restore", "snapshot", "restore", "one", "earlier")
+    assert abs(float(shell(desk, "date +%s")) - time.time()) < 4
+
+
+def test_what_is_under_way_is_told_and_whoever_is_at_the_console_stays(desk: Desk) -> None:
+    desk.ask("snapshot_save", "snapshot", "save", "one", "before")
+    long = desk.begin("exec", "one", "-n", "--", "sleep", "500")
+    console = desk.begin("console", "one", "--read-only", "--until", "back here", "--timeout", str(WITHIN_S))
+    deadline = time.monotonic() + WITHIN_S
+    while "sleep 500" not in shell(desk, "ps"):
+        assert time.monotonic() < deadline
+    desk.ask("snapshot_restore", "snapshot", "restore", "one", "before")
+    done = finish(long)
+    assert done.exit_code != 0
+    assert "the machine was put back to before" in done.stderr
+    shell(desk, "echo back here > /dev/ttyS0")
+    there = finish(console)
+    assert there.exit_code == 0
+    assert "one is back at its snapshot before" in there.stderr
