@@ -165,6 +165,16 @@ class InstanceFiles:
         return self.directory / "disk.qcow2"
 
     @property
+    def clone_note(self) -> Path:
+        """What an instance is a clone of; only a clone has it."""
+        return self.directory / "clone.json"
+
+    @property
+    def frozen_disks(self) -> Path:
+        """What a clone has written over the disks of its template, a file for each of them."""
+        return self.directory / "disks"
+
+    @property
     def snapshots(self) -> Path:
         """What is kept of the machine's memory and devices, a file for each snapshot, and a note of what it is."""
         return self.directory / "snapshots"

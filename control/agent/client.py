@@ -133,6 +133,11 @@ class AgentClient:
         return self._useless + self._lines.dropped_lines
 
     @property
+    def is_busy(self) -> bool:
+        """Whether an answer is waited for, or a job is under way."""
+        return bool(self._pending or self._jobs)
+
+    @property
     def streams(self) -> Streams:
         """The streams of this session, for what is built on them."""
         return self._streams

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import time_ns as read_time_ns
 from typing import Any
 
 from control.agent import files, process
@@ -193,6 +194,27 @@ class Guest:
 
     async def set_hostname(self, hostname: str, *, persistent: bool | None = None) -> None:
         await self._ask("set_hostname", hostname=hostname, persistent=persistent)
+
+    async def identity(self) -> Result:
+        """Return the host's name and the machine's id."""
+        return await self._ask("get_identity")
+
+    async def renew_identity(self, hostname: str, *, machine_id: str, seed: str, macs: Mapping[str, str]) -> Result:
+        """Make a clone a machine of its own, by this host's time.
+
+        Args:
+            machine_id: 32 hexadecimal digits.
+            seed: At least 32 bytes that nobody else has, in base64.
+            macs: The addresses of its network cards, as they are and as they are to be.
+        """
+        return await self._ask(
+            "renew_identity",
+            hostname=hostname,
+            machine_id=machine_id,
+            seed=seed,
+            macs=dict(macs),
+            time_ns=read_time_ns(),
+        )
 
     async def cpus(self) -> _List:
         return [cpu async for cpu in self._pages("cpu_list", "cpus")]

@@ -25,6 +25,7 @@ from control.spec.vm_spec import (
     Disk,
     DiskBoot,
     Display,
+    Frozen,
     IsoBoot,
     RawSpec,
     Share,
@@ -109,6 +110,9 @@ def _machine(spec: VMSpec, files: InstanceFiles) -> Rows:
         # "No bootable device" would be seen by nobody otherwise.
         machine.append("graphics=off")
     rows: Rows = []
+    if spec.frozen is not None:
+        machine.append("memory-backend=pc.ram")
+        rows += _memory(spec.frozen, spec.memory_bytes)
     if spec.firmware == "uefi":
         machine += ["pflash0=firmware", "pflash1=firmware-variables"]
         rows += [
@@ -129,6 +133,22 @@ def _machine(spec: VMSpec, files: InstanceFiles) -> Rows:
         # A guest that panics is kept as it is until its last words have been read.
         ("-action", "panic=pause"),
     ]
+
+
+def _memory(frozen: Frozen, size_bytes: int) -> Rows:
+    """Memory that is a file, under the name that memory has in the state of a machine that has none of its own.
+
+    Source: QEMU sources, hw/core/machine.c, create_default_memdev.
+    """
+    memory = {
+        "qom-type": "memory-backend-file",
+        "id": "pc.ram",
+        "x-use-canonical-path-for-ramblock-id": False,
+        "mem-path": str(frozen.memory),
+        "size": size_bytes,
+        "share": frozen.is_shared,
+    }
+    return [("-object", json.dumps(memory)), ("-incoming", "defer")]
 
 
 def _life_signs(files: InstanceFiles) -> Rows:

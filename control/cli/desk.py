@@ -50,10 +50,10 @@ class Desk:
 
     @cached_property
     def fleet(self) -> Fleet:
-        """The configuration. Raises ConfigFileError for what is wrong with it."""
-        from control.spec.fleet import load_fleet
+        """The configuration, with the clones of its VMs. Raises ConfigFileError for what is wrong with it."""
+        from control.vm.clones import load_fleet_with_clones
 
-        return load_fleet(self.location)
+        return load_fleet_with_clones(self.location)
 
     @property
     def runtime(self) -> Path:

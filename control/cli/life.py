@@ -42,38 +42,38 @@ class Fate:
 
 def start(desk: Desk) -> int:
     names = desk.choose_names(desk.options.names, everything=desk.options.all)
-    return _conclude(desk, _start_all(desk, names, is_paused=desk.options.paused))
+    return conclude(desk, _start_all(desk, names, is_paused=desk.options.paused))
 
 
 def restart(desk: Desk) -> int:
     names = desk.choose_names(desk.options.names, everything=desk.options.all)
-    fates = {fate.name: fate for fate in _for_each(names, lambda name: _stop_one(desk, name, desk.options.timeout))}
+    fates = {fate.name: fate for fate in for_each(names, lambda name: _stop_one(desk, name, desk.options.timeout))}
     stopped = [name for name in names if fates[name].error is None]
     failed = [fates[name] for name in names if fates[name].error is not None]
-    return _conclude(desk, [*failed, *_start_all(desk, stopped, is_paused=False)])
+    return conclude(desk, [*failed, *_start_all(desk, stopped, is_paused=False)])
 
 
 def stop(desk: Desk) -> int:
     names = desk.choose_names(desk.options.names, everything=desk.options.all)
     fates: list[Fate] = []
     for layer in _list_stop_layers(desk, names):
-        fates += _for_each(layer, lambda name: _stop_one(desk, name, desk.options.timeout))
-    return _conclude(desk, fates)
+        fates += for_each(layer, lambda name: _stop_one(desk, name, desk.options.timeout))
+    return conclude(desk, fates)
 
 
 def kill(desk: Desk) -> int:
     names = desk.choose_names(desk.options.names, everything=desk.options.all)
-    return _conclude(desk, _for_each(names, lambda name: _kill_one(desk, name)))
+    return conclude(desk, for_each(names, lambda name: _kill_one(desk, name)))
 
 
 def pause(desk: Desk) -> int:
     names = desk.choose_names(desk.options.names, everything=desk.options.all)
-    return _conclude(desk, _for_each(names, lambda name: _tell_one(desk, name, "pause", "paused")))
+    return conclude(desk, for_each(names, lambda name: _tell_one(desk, name, "pause", "paused")))
 
 
 def resume(desk: Desk) -> int:
     names = desk.choose_names(desk.options.names, everything=desk.options.all)
-    return _conclude(desk, _for_each(names, lambda name: _tell_one(desk, name, "resume", "resumed")))
+    return conclude(desk, for_each(names, lambda name: _tell_one(desk, name, "resume", "resumed")))
 
 
 def wait(desk: Desk) -> int:
@@ -114,7 +114,7 @@ def _start_layers(desk: Desk, layers: Iterable[Iterable[str]], board: Board, *, 
                 fates[name] = Fate(name, "failed", error=error)
             else:
                 ready.append(name)
-        for fate in _for_each(ready, lambda name: _start_one(desk, name, board, is_paused=is_paused)):
+        for fate in for_each(ready, lambda name: _start_one(desk, name, board, is_paused=is_paused)):
             fates[fate.name] = fate
     return list(fates.values())
 
@@ -209,7 +209,7 @@ def _tell_one(desk: Desk, name: str, method: str, outcome: str) -> Fate:
 # -- many at once ------------------------------------------------------------------------------------------------------
 
 
-def _for_each(names: Iterable[str], work: Callable[[str], Fate]) -> list[Fate]:
+def for_each(names: Iterable[str], work: Callable[[str], Fate]) -> list[Fate]:
     """Do `work` for all of them at once; the failure of one is its fate and nobody else's."""
 
     def attempt(name: str) -> Fate:
@@ -228,7 +228,7 @@ def _for_each(names: Iterable[str], work: Callable[[str], Fate]) -> list[Fate]:
         return list(pool.map(attempt, names))
 
 
-def _conclude(desk: Desk, fates: list[Fate]) -> int:
+def conclude(desk: Desk, fates: list[Fate]) -> int:
     """Say what became of each VM; the exit code is that of the first failure."""
     exit_code = next((fate.error.exit_code for fate in fates if fate.error is not None), 0)
     if desk.is_json:

@@ -192,6 +192,19 @@ def build_parser() -> argparse.ArgumentParser:
         if tag != "":
             sub.add_argument("tag", metavar="TAG", nargs=tag, default="")
 
+    sub = add("template", "clone:template", "freeze a running VM, so that clones of it are there at once")
+    sub.add_argument("name", metavar="NAME", nargs="?", help="the VM")
+    sub.add_argument("--as", dest="template", metavar="TEMPLATE", help="what the template is called (as the VM)")
+    sub.add_argument("--list", action="store_true", help="list the templates")
+    sub.add_argument("--delete", metavar="TEMPLATE", help="remove one that has no clones")
+    sub = add("fork", "clone:fork", "make running clones of a template, each a machine of its own")
+    sub.add_argument("template", metavar="TEMPLATE")
+    sub.add_argument("--count", type=_count, default=1, metavar="N", help="so many (1)")
+    sub.add_argument("--name", metavar="NAME", help="what it is called; several are numbered (TEMPLATE-1, -2, …)")
+    sub = add("discard", "clone:discard", "end clones at once, and remove all that there is of them")
+    sub.add_argument("names", metavar="NAME", nargs="*")
+    sub.add_argument("--of", metavar="TEMPLATE", help="all clones of it")
+
     sub = add("web", "web:web", "show all VMs in a browser: screens, consoles, files, buttons")
     sub.add_argument("--address", default="127.0.0.1", help="an IP address to listen at (127.0.0.1)")
     sub.add_argument("--port", type=_port, default=8006, help="0: one that is free (8006)")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from control.cli.desk import Desk
+from control.cli.table import draw_table
 from control.units import format_duration, format_size
 from control.vm.lifetime import work_with_snapshot
 from control.vm.snapshots import Snapshot, check_tag, list_snapshots
@@ -42,7 +43,4 @@ def _draw_table(kept: list[Snapshot]) -> str:
         guest = "ran" if each.was_running else "stood still"
         taken = each.taken_at[:19].replace("T", " ")
         rows.append((each.tag, taken, format_size(each.bytes), str(len(each.disks)), guest))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return draw_table(rows)

@@ -56,6 +56,15 @@ class Monitor:
         except QMPError as error:
             raise MonitorError(f"the connection to QEMU's monitor was lost during {command}") from error
 
+    async def give(self, name: str, descriptor: int) -> None:
+        """Give QEMU a descriptor, which it knows as `name` from then on (QMP `getfd`); ours stays open.
+
+        Raises:
+            MonitorError, WaitTimeout: As `execute`.
+        """
+        self._client.send_fd_scm(descriptor)
+        await self.execute("getfd", {"fdname": name})
+
     async def human(self, command_line: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
         """Run a line of the human monitor and return its text, which is also where it reports failure."""
         text: str = await self.execute("human-monitor-command", {"command-line": command_line}, timeout_s=timeout_s)

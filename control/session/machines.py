@@ -12,8 +12,9 @@ from control.session.cluster import Cluster
 from control.session.configuration import Config, find_configuration
 from control.session.session import Session, attach_to_vm
 from control.session.shell import Done
-from control.spec.fleet import Fleet, build_start_layers, get_vm, load_fleet
+from control.spec.fleet import Fleet, build_start_layers, get_vm
 from control.vm import lifetime
+from control.vm.clones import load_fleet_with_clones
 
 START_TIMEOUT_S = 300.0
 PARALLEL_MAX = 32
@@ -35,14 +36,14 @@ def start_machine(
         ConfigError: There is no such machine, or it cannot be as it is declared.
         ControlError: It could not be started, or did not come up in time; what was started is stopped again.
     """
-    fleet = load_fleet(find_configuration(config))
+    fleet = load_fleet_with_clones(find_configuration(config))
     get_vm(fleet, name)
     return _start_all(fleet, [name], until, timeout)[name]
 
 
 def stop_machine(name: str, *, config: Config = None, timeout: float = lifetime.STOP_TIMEOUT_S) -> bool:
     """Shut a machine down, and kill what has not gone after `timeout` seconds; whether it ran. Raises ControlError."""
-    fleet = load_fleet(find_configuration(config))
+    fleet = load_fleet_with_clones(find_configuration(config))
     get_vm(fleet, name)
     return lifetime.stop(fleet.location.runtime, name, timeout_s=timeout)
 
@@ -103,7 +104,7 @@ def create_cluster(
         ConfigError: There is no such machine.
         ControlError: One could not be started; those that were are stopped again.
     """
-    fleet = load_fleet(find_configuration(config))
+    fleet = load_fleet_with_clones(find_configuration(config))
     wanted = list(dict.fromkeys(names))
     for name in wanted:
         get_vm(fleet, name)

@@ -11,13 +11,13 @@ from control.errors import ConfigError
 from control.spec.held import HeldSpec, ProcessSpec, SerialSpec
 from control.spec.limits import Limits
 from control.spec.network import Forward, Network
-from control.spec.vm_spec import Boot, DirectBoot, Disk, DiskBoot, IsoBoot, RawSpec, Share, Spec, VMSpec
+from control.spec.vm_spec import Boot, DirectBoot, Disk, DiskBoot, Frozen, IsoBoot, RawSpec, Share, Spec, VMSpec
 
 AnySpec = Spec | HeldSpec
 
 _BOOTS: dict[str, type[Boot]] = {"direct": DirectBoot, "iso": IsoBoot, "disk": DiskBoot}
 _KINDS: dict[type[AnySpec], str] = {VMSpec: "declared", RawSpec: "raw", ProcessSpec: "process", SerialSpec: "serial"}
-_PATHS = {"path", "kernel", "initrd", "iso", "ovmf", "directory"}
+_PATHS = {"path", "kernel", "initrd", "iso", "ovmf", "directory", "memory", "state"}
 
 
 def to_plain(spec: AnySpec) -> dict[str, Any]:
@@ -56,6 +56,8 @@ def from_plain(plain: Mapping[str, Any]) -> AnySpec:
         boot = _with_paths(values["boot"])
         values["boot"] = _BOOTS[boot.pop("kind")](**boot)
         values["disks"] = tuple(Disk(**_with_paths(disk)) for disk in values["disks"])
+        frozen = values.pop("frozen", None)  # an earlier version knew no templates
+        values["frozen"] = Frozen(**_with_paths(frozen)) if frozen is not None else None
         return VMSpec(**{**values, "extra_args": tuple(values["extra_args"])})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(

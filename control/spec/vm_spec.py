@@ -75,6 +75,22 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """A state from which a VM goes on instead of booting.
+
+    Attributes:
+        memory: A file that is the guest's memory.
+        state: What else there is to it: the devices, and the memory too while that is not in the file yet.
+        is_shared: Whether what the guest writes goes to the file: that of a template in the making. A clone sees what
+            is in the file, and what it writes is its own.
+    """
+
+    memory: Path
+    state: Path
+    is_shared: bool = False
+
+
+@dataclass(frozen=True)
 class Share:
     """A host directory the guest can mount over 9p by its `tag`.
 
@@ -110,6 +126,7 @@ class VMSpec:
         clipboard: Whether VNC viewers share the clipboard of a guest that runs spice-vdagent.
         sandbox: Whether QEMU refuses itself system calls that a virtual machine does not need.
         limits: What QEMU may use of the host.
+        frozen: What it goes on from instead of booting.
         extra_args: Words appended to QEMU's command line as they are.
 
     Raises:
@@ -135,6 +152,7 @@ class VMSpec:
     clipboard: bool = False
     sandbox: bool = True
     limits: Limits = NO_LIMITS
+    frozen: Frozen | None = None
     qemu: str = "qemu-system-x86_64"
     extra_args: tuple[str, ...] = field(default=())
 

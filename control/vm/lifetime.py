@@ -83,6 +83,8 @@ def start(
 def _build_job(fleet: Fleet, name: str, say: Callable[[str], None], *, is_paused: bool) -> dict[str, Any]:
     from control.spec.plain import to_plain
 
+    if (again := _plan_clone(fleet, name)) is not None:
+        return {**again, "waits": is_paused}
     planned = plan(fleet, name)
     for note in planned.notes:
         say(note)
@@ -97,6 +99,15 @@ def _build_job(fleet: Fleet, name: str, say: Callable[[str], None], *, is_paused
         "restart": vm.restart,
         "waits": is_paused,
     }
+
+
+def _plan_clone(fleet: Fleet, name: str) -> dict[str, Any] | None:
+    """The job of a clone that has ended: it boots from the disks that it has. None for what is no clone."""
+    seen = look(fleet.location.runtime, name)
+    if seen.record is None or not seen.files.clone_note.exists():
+        return None
+    spec = {**seen.record.spec, "frozen": None}
+    return {"name": name, "adopt": False, "spec": spec, "ports": seen.record.ports, "restart": "no"}
 
 
 def wait_for(

@@ -73,7 +73,7 @@ class Service:
         self.given_up = asyncio.Event()
         self.over = asyncio.Event()
         self.restarts = 0
-        self._keeping = asyncio.Lock()  # one snapshot is worked with at a time
+        self._keeping = asyncio.Lock()  # one snapshot or template is worked with at a time
         self._name = name
         self._files = files
         self._notes = notes
@@ -99,6 +99,7 @@ class Service:
             "screenshot": self._screenshot,
             "screen_text": self._screen_text,
             "snapshot": self._snapshot,
+            "freeze": self._freeze,
             "attach": self._attach,
             "line": self._line,
         }
@@ -379,6 +380,13 @@ class Service:
         async with self._keeping:
             done = await work(vm, params.get("tag", ""))
         return {"snapshot": done.describe(), "seconds": round(time.monotonic() - started, 3)}
+
+    async def _freeze(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        from control.vm.templates import freeze
+
+        vm = self._living()
+        async with self._keeping:
+            return await freeze(vm, Path(params["directory"]))
 
     async def _line(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         await self._living().drive_line(params["line"], params.get("how", "pulse"), params.get("seconds", LINE_S))

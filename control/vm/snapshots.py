@@ -130,20 +130,20 @@ async def save_snapshot(vm: VM, tag: str) -> Snapshot:
         raise StateError(
             f"there is a snapshot {tag} already", state=tag, required=("another name",), hint="delete that one first"
         )
-    disks = await _list_disks(vm)
+    disks = await list_disks(vm)
     _check_disks_can(disks, tag)
     state = _state_file(vm.files, tag)
     await _make_state_file(state)
     had_agent = vm.agent_is_ready
     try:
-        async with _standing_still(vm) as was_running, _opened(vm, state, aio="threads"):
+        async with standing_still(vm) as was_running, _opened(vm, state, aio="threads"):
             nodes = [_STATE_NODE, *(disk.node for disk in disks)]
             try:
                 await _work(vm, "snapshot-save", {"tag": tag, "vmstate": _STATE_NODE, "devices": nodes})
             except MonitorError as error:
                 with contextlib.suppress(ControlError):  # it has just said what is wrong
                     await _work(vm, "snapshot-delete", {"tag": tag, "devices": nodes})
-                raise _explain(vm, error) from error
+                raise explain_refusal(vm, error) from error
         snapshot = Snapshot(
             tag=tag,
             taken_at=now.isoformat(timespec="milliseconds"),
@@ -151,7 +151,7 @@ async def save_snapshot(vm: VM, tag: str) -> Snapshot:
             disks=[disk.path for disk in disks],
             was_running=was_running,
             had_agent=had_agent,
-            qemu=await _query_version(vm),
+            qemu=await query_version(vm),
             machine=_read_machine(vm),
         )
         write_atomically(_note_file(vm.files, tag), json.dumps(asdict(snapshot), indent=1).encode())
@@ -174,7 +174,7 @@ async def restore_snapshot(vm: VM, tag: str) -> Snapshot:
     """
     snapshot = find_snapshot(vm.files, tag)
     await _check_same_machine(vm, snapshot)
-    disks = await _list_disks(vm)
+    disks = await list_disks(vm)
     missing = [disk.path for disk in disks if disk.path in snapshot.disks and snapshot.tag not in disk.tags]
     if missing or {disk.path for disk in disks} != set(snapshot.disks):
         raise StateError(
@@ -209,7 +209,7 @@ async def restore_snapshot(vm: VM, tag: str) -> Snapshot:
 async def delete_snapshot(vm: VM, tag: str) -> Snapshot:
     """Forget a snapshot of a running VM. Raises StateError when there is none, MonitorError when a disk keeps it."""
     snapshot = find_snapshot(vm.files, check_tag(tag))
-    nodes = [disk.node for disk in await _list_disks(vm) if tag in disk.tags]
+    nodes = [disk.node for disk in await list_disks(vm) if tag in disk.tags]
     if nodes:
         await _work(vm, "snapshot-delete", {"tag": tag, "devices": nodes})
     _remove(vm.files, tag)
@@ -307,7 +307,7 @@ async def _opened(vm: VM, path: Path, *, aio: str) -> AsyncIterator[None]:
 
 
 @dataclass(frozen=True)
-class _GuestDisk:
+class GuestDisk:
     """A disk that the guest can write to: QEMU's node, the file, its format, the snapshots that lie in it."""
 
     node: str
@@ -316,7 +316,7 @@ class _GuestDisk:
     tags: Sequence[str]
 
 
-async def _list_disks(vm: VM) -> list[_GuestDisk]:
+async def list_disks(vm: VM) -> list[GuestDisk]:
     """The disks of the VM that can change. A UEFI's variables are part of the machine's memory, and not among them."""
     disks = []
     for block in await vm.monitor.execute("query-block"):
@@ -325,7 +325,7 @@ async def _list_disks(vm: VM) -> list[_GuestDisk]:
             continue
         image = inserted["image"]
         disks.append(
-            _GuestDisk(
+            GuestDisk(
                 node=inserted.get("node-name") or block["device"],
                 path=inserted["file"],
                 format=inserted["drv"],
@@ -335,7 +335,7 @@ async def _list_disks(vm: VM) -> list[_GuestDisk]:
     return disks
 
 
-def _check_disks_can(disks: Sequence[_GuestDisk], tag: str) -> None:
+def _check_disks_can(disks: Sequence[GuestDisk], tag: str) -> None:
     for disk in disks:
         if disk.format != "qcow2":
             raise StateError(
@@ -354,7 +354,7 @@ def _check_disks_can(disks: Sequence[_GuestDisk], tag: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _standing_still(vm: VM) -> AsyncIterator[bool]:
+async def standing_still(vm: VM) -> AsyncIterator[bool]:
     """Stop the guest for the body, and let it go on after it; gives whether it ran."""
     was_running = await vm.query_runstate() == "running"
     if was_running:
@@ -383,7 +383,7 @@ async def _work(vm: VM, command: str, arguments: Mapping[str, object]) -> None:
         raise MonitorError(f"QEMU could not do {command}: {error}")
 
 
-def _explain(vm: VM, error: MonitorError) -> MonitorError:
+def explain_refusal(vm: VM, error: MonitorError) -> MonitorError:
     """Name what keeps a VM from being kept, where it is known."""
     words = str(error)
     if "VirtFS" in words:
@@ -401,7 +401,7 @@ def _explain(vm: VM, error: MonitorError) -> MonitorError:
     return error
 
 
-async def _query_version(vm: VM) -> str:
+async def query_version(vm: VM) -> str:
     told = await vm.monitor.execute("query-version")
     number = told["qemu"]
     return f"{number['major']}.{number['minor']}.{number['micro']} {told['package']}".strip()
@@ -417,7 +417,7 @@ def _read_machine(vm: VM) -> list[str]:
 
 
 async def _check_same_machine(vm: VM, snapshot: Snapshot) -> None:
-    version, machine = await _query_version(vm), _read_machine(vm)
+    version, machine = await query_version(vm), _read_machine(vm)
     if version != snapshot.qemu:
         raise StateError(
             f"the snapshot {snapshot.tag} was taken by QEMU {snapshot.qemu}, and {vm.name} runs under QEMU {version}",

@@ -11,12 +11,14 @@ import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from control.errors import ControlError, HostError
 from control.log import LOG
 from control.paths import InstanceFiles
 from control.spec.plain import AnySpec, from_plain
+from control.spec.vm_spec import VMSpec
 from control.vm.birth import Newborn, start_machine
 from control.vm.instance import Record, find_running, note_failure, note_restart, read_record
 from control.vm.report import Report
@@ -42,7 +44,7 @@ class Supervisor:
         self._newborn = newborn
         self._leave = asyncio.Event()
         self._adopts: bool = job["adopt"]
-        self._spec: AnySpec | None = from_plain(job["spec"]) if job.get("spec") else None
+        self._spec: AnySpec | None = _when_started_again(from_plain(job["spec"])) if job.get("spec") else None
         self._ports: dict[str, int] = job.get("ports", {})
         self._restart: str = job.get("restart", "no")
         self._waits: bool = job.get("waits", False)
@@ -108,7 +110,11 @@ class Supervisor:
                 if newborn is None:
                     newborn = stack.enter_context(self._start_again())
                 async with open_newborn(newborn, self._files, self._notes, for_person=True, outlives_us=True) as vm:
-                    if not self._waits:
+                    if (frozen := getattr(newborn.spec, "frozen", None)) is not None:
+                        from control.vm.clones import wake  # only a clone pays for it
+
+                        await wake(vm, frozen)
+                    elif not self._waits:
                         await vm.resume()
                     yield vm
             return
@@ -131,7 +137,7 @@ class Supervisor:
         return start_machine(self._spec, self._files, ports=self._ports, restart=self._restart, waits=self._waits)
 
     def _take_record(self, record: Record) -> None:
-        self._spec = from_plain(record.spec) if record.spec.get("kind") else None
+        self._spec = _when_started_again(from_plain(record.spec)) if record.spec.get("kind") else None
         self._ports = {key: port for key, port in record.ports.items() if isinstance(port, int)}
         self._restart = record.restart
         self._waits = record.waits
@@ -144,6 +150,8 @@ class Supervisor:
                 await vm.resume()
         elif vm.state is State.STOPPING:
             await vm.stop()
+        elif runstate == "postmigrate":
+            await vm.resume()  # it was killed while a template was made
         else:
             await vm.take_runstate(runstate)
 
@@ -169,6 +177,11 @@ class Supervisor:
             for task in tasks:
                 task.cancel()
         return not (self._leave.is_set() or self._service.given_up.is_set())
+
+
+def _when_started_again(spec: AnySpec) -> AnySpec:
+    """A clone goes on from its template once; after that it boots, from its disks."""
+    return replace(spec, frozen=None) if isinstance(spec, VMSpec) else spec
 
 
 async def supervise(files: InstanceFiles, job: Mapping[str, Any], report: Report, newborn: Newborn | None) -> None:

@@ -524,7 +524,7 @@ class VM:
                 BootError(
                     f"the accelerator {self.accelerator} failed in the middle of the guest (runstate internal-error)",
                     code="accelerator-dead",
-                    seen=(*self._qemu_log_tail(), *self.watch.last_lines(4)),
+                    seen=(*self.read_last_words(), *self.watch.last_lines(4)),
                     hint="use software emulation: ACCEL=tcg",
                     exit_code=EXIT_ERROR if self.watch.up else EXIT_BOOT_HUNG,
                 )
@@ -534,7 +534,7 @@ class VM:
                 BootError(
                     "the guest was stopped because one of its disks cannot be written on this host",
                     code="disk-error",
-                    seen=self._qemu_log_tail(),
+                    seen=self.read_last_words(),
                     hint="is the disk of this host full?",
                     exit_code=EXIT_ERROR,
                 )
@@ -605,7 +605,7 @@ class VM:
     def _death(self, return_code: int | None) -> ControlError:
         from control.vm.qemu_words import explain_words  # few VMs end like this
 
-        tail = self._qemu_log_tail()
+        tail = self.read_last_words()
         explanation = explain_words(tail)
         argv = json.loads(self.files.argv.read_bytes()) if self.files.argv.exists() else ()
         if self._group is not None and self._group.was_short_of_memory():
@@ -634,7 +634,8 @@ class VM:
             hint=self.MEMORY_HINT,
         )
 
-    def _qemu_log_tail(self) -> tuple[str, ...]:
+    def read_last_words(self) -> tuple[str, ...]:
+        """The last lines that QEMU has said, the newest at the end."""
         try:
             data = _read_end(self.files.qemu_log, QEMU_LOG_BYTES)
         except OSError:

@@ -59,6 +59,13 @@ def has_rtc() -> bool:
     return os.path.exists(_RTC)
 
 
+def set_time(time_ns: int) -> None:
+    """Sets the system's clock, and the machine's where there is one. Raises OSError."""
+    time.clock_settime_ns(time.CLOCK_REALTIME, time_ns)
+    if has_rtc():
+        write_rtc(time_ns // 1_000_000_000)
+
+
 def read_rtc_s() -> int:
     """Seconds since 1970 by the machine's clock, taken to be in UTC."""
     fields = memoryview(bytearray(_FIELDS * 4)).cast("i")

@@ -47,6 +47,8 @@ HANDLERS = {
     "get_time": "machine",
     "set_time": "machine",
     "set_hostname": "machine",
+    "get_identity": "renewal",
+    "renew_identity": "renewal",
     "cpu_list": "machine",
     "cpu_set_online": "machine",
     "memory_list": "machine",

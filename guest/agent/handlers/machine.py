@@ -44,9 +44,7 @@ def set_time(_call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
                 raise dispatch.CallError(dispatch.NOT_SUPPORTED, "this guest has no clock of its machine (no RTC)")
             time.clock_settime_ns(time.CLOCK_REALTIME, clock.read_rtc_s() * 1_000_000_000)
         else:
-            time.clock_settime_ns(time.CLOCK_REALTIME, time_ns)
-            if with_rtc:
-                clock.write_rtc(time_ns // 1_000_000_000)
+            clock.set_time(time_ns)
     except OSError as error:
         raise steps.refuse(error) from None
     return {"time_ns": time.time_ns(), "rtc": with_rtc}

@@ -23,7 +23,7 @@ def build_key(comment: str = "someone@somewhere") -> str:
     "method",
     [
         "get_system_info", "get_network_info", "get_disk_usage", "get_time", "cpu_list", "memory_list", "process_list",
-        "service_list", "user_list", "get_metrics", "filesystem_status",
+        "service_list", "user_list", "get_identity", "get_metrics", "filesystem_status",
     ],
 )  # fmt: skip
 def test_what_only_reads(guest: Guest, method: str) -> None:
@@ -51,6 +51,23 @@ def test_hostname(guest: Guest) -> None:
     for wrong in ("", "-a", "a..b", "a b", "x" * 65, "a\n"):
         assert guest.error("set_hostname", hostname=wrong)["code"] == -32602
     guest.result("set_hostname", hostname=before)
+
+
+def test_a_clone_becomes_a_machine_of_its_own(guest: Guest) -> None:
+    before, seed = guest.result("get_identity"), base64.b64encode(secrets.token_bytes(32)).decode()
+    machine_id = secrets.token_hex(16)
+    wanted = {"hostname": "a-clone", "machine_id": machine_id, "seed": seed, "time_ns": time.time_ns()}
+    told = guest.result("renew_identity", **wanted)
+    assert told == {"hostname": "a-clone", "machine_id": machine_id, "interfaces": told["interfaces"]}
+    assert guest.result("get_identity") == {"hostname": "a-clone", "machine_id": machine_id}
+    assert guest.run("hostname; cat /etc/machine-id") == f"a-clone\n{machine_id}\n"
+    for key, wrong in (
+        ("hostname", "-a"), ("machine_id", "x" * 32), ("machine_id", "0" * 31), ("seed", "AAAA"), ("seed", "?" * 44),
+        ("time_ns", -1), ("macs", {"52:54:00:00:00:01": "here"}), ("macs", {"x": "52:54:00:00:00:01"}),
+    ):  # fmt: skip
+        assert guest.error("renew_identity", **{**wanted, key: wrong})["code"] == -32602, (key, wrong)
+    assert guest.result("renew_identity", **wanted, macs={"52:54:00:99:99:99": "52:54:00:00:00:01"})["interfaces"] == []
+    guest.result("set_hostname", hostname=before["hostname"])
 
 
 def test_processors(guest: Guest) -> None:

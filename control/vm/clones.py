@@ -1,0 +1,170 @@
+"""Clones (floor 3): VMs that go on from a template, each a machine of its own before anybody works with it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from control.errors import HostError, StateError
+from control.paths import InstanceFiles, find_instance_files
+from control.spec.declaration import VMDeclaration
+from control.spec.fleet import Fleet, load_fleet
+from control.spec.locate import Location
+from control.spec.vm_spec import Frozen, VMSpec
+from control.vm.instance import write_atomically
+from control.vm.snapshots import query_version
+
+if TYPE_CHECKING:
+    from control.vm.vm import VM
+
+AGENT_WAIT_S = 60.0
+"""A clone's agent answers within 0.1 s; this is for a host that wakes many at once."""
+
+SEED_BYTES = 64
+
+
+# -- which there are ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parentage:
+    """Of which `template` an instance is a clone, of which `vm` that was made, and which QEMU froze it."""
+
+    template: str
+    vm: str
+    qemu: str
+
+
+def read_parentage(files: InstanceFiles) -> Parentage | None:
+    """None for what is no clone, or is not one yet."""
+    try:
+        return Parentage(**json.loads(files.clone_note.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_parentage(files: InstanceFiles, parentage: Parentage) -> None:
+    """Raises HostError."""
+    write_atomically(files.clone_note, json.dumps(asdict(parentage)).encode())
+
+
+def list_clones(runtime: Path, template: str | None = None) -> list[str]:
+    """The clones that there are, running or not, by name; of one template, or of all."""
+    found = []
+    for note in sorted(runtime.glob("vm.*/clone.json")):
+        name = note.parent.name.removeprefix("vm.")
+        told = read_parentage(find_instance_files(runtime, name))
+        if told is not None and template in (None, told.template):
+            found.append(name)
+    return found
+
+
+def load_fleet_with_clones(location: Location) -> Fleet:
+    """The configuration, with the clones that there are of its VMs beside these. Raises ConfigFileError."""
+    fleet = load_fleet(location)
+    clones = {}
+    for name in list_clones(location.runtime):
+        told = read_parentage(find_instance_files(location.runtime, name))
+        parent = fleet.vms.get(told.vm) if told is not None else None
+        if parent is not None and name not in fleet.vms:
+            clones[name] = _declare(parent, name)
+    return replace(fleet, vms={**fleet.vms, **clones}) if clones else fleet
+
+
+def _declare(parent: VMDeclaration, name: str) -> VMDeclaration:
+    """What a clone is like: its parent, at ports of its own."""
+    ssh = parent.ssh
+    if ssh is not None and ssh.port is not None and not ssh.is_elsewhere:
+        ssh = replace(ssh, port="auto")
+    forwards = tuple(replace(forward, host="auto") for forward in parent.forwards)
+    return replace(parent, name=name, depends_on=(), ssh=ssh, forwards=forwards, restart="no")
+
+
+# -- making one --------------------------------------------------------------------------------------------------------
+
+
+async def build_clone(plain: Mapping[str, Any], name: str, files: InstanceFiles, frozen: Frozen) -> VMSpec:
+    """The specification of a VM `name` that goes on from a template, whose disks are made. Raises HostError.
+
+    Args:
+        plain: What the template was, as plain data (`control.spec.plain`).
+    """
+    from control.spec.plain import from_plain
+
+    spec = from_plain(plain)
+    assert isinstance(spec, VMSpec)
+    disks = []
+    for index, disk in enumerate(spec.disks):
+        if not disk.read_only:
+            from control.vm.provision import make_disk
+
+            over = files.frozen_disks / f"disk{index}.qcow2"
+            _make_directory(over.parent)
+            await make_disk(over, None, base=disk.path, base_format=disk.format)
+            disk = replace(disk, path=over, format="qcow2")
+        disks.append(disk)
+    return replace(spec, name=name, disks=tuple(disks), frozen=frozen)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"{path} cannot be made: {error.strerror}", hint="make room there") from error
+
+
+async def wake(vm: VM, frozen: Frozen) -> None:
+    """Let a clone, whose CPUs have not run, go on from its template, and make it a machine of its own.
+
+    Raises:
+        StateError: Another QEMU froze the template.
+        MonitorError, HostError: It does not take the template's state.
+        WaitTimeout, AgentCallError, AgentProtocolError: Its agent does not make it its own; it is to be ended.
+    """
+    from control.vm.freeze import take_state
+
+    parentage, version = read_parentage(vm.files), await query_version(vm)
+    if parentage is not None and parentage.qemu != version:
+        raise StateError(
+            f"the template {parentage.template} was frozen by QEMU {parentage.qemu}, and this host has {version} now",
+            state=parentage.qemu,
+            required=(version,),
+            hint=f"make it again: unhinged template {parentage.vm} --as {parentage.template}",
+        )
+    await take_state(vm, frozen.state, with_memory=False)
+    vm.watch.up = True  # it has booted, long ago
+    await vm.resume()
+    await vm.agent.wait_until_ready(AGENT_WAIT_S)
+    await vm.guest.renew_identity(
+        vm.name,
+        machine_id=secrets.token_hex(16),
+        seed=base64.b64encode(secrets.token_bytes(SEED_BYTES)).decode(),
+        macs=await _pick_macs(vm),
+    )
+    vm.mark("a machine of its own")
+
+
+async def _pick_macs(vm: VM) -> dict[str, str]:
+    """The address of each of its network cards, with a new one. Source: QMP reference, `query-rx-filter`."""
+    cards = await vm.monitor.execute("query-rx-filter")
+    return {card["main-mac"]: "52:54:00:" + secrets.token_bytes(3).hex(":") for card in cards}
+
+
+def discard(files: InstanceFiles) -> None:
+    """Remove all that there is of a clone that does not run; its lock is held. Raises HostError."""
+    try:
+        shutil.rmtree(files.directory)
+        if files.sockets != files.directory:
+            shutil.rmtree(files.sockets)
+    except FileNotFoundError:
+        pass  # the sockets' directory goes with whoever made it
+    except OSError as error:
+        raise HostError(
+            f"{files.directory} cannot be removed: {error.strerror}", hint="look at the rights there"
+        ) from error

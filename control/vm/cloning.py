@@ -1,0 +1,181 @@
+"""Makes templates and clones, and removes them (floor 3): what commands do. Blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from control.errors import ConfigError, ControlError, StateError
+from control.paths import check_instance_name, find_instance_files, open_instance_files
+from control.spec.network import Forward
+from control.spec.vm_spec import VMSpec
+from control.vm import clones, templates
+from control.vm.clones import Parentage
+from control.vm.hire import hire
+from control.vm.lifetime import reach_anyhow, wait_until_free
+from control.vm.reach import begin, connect, hold, look
+from control.vm.templates import Template
+
+if TYPE_CHECKING:
+    from control.spec.fleet import Fleet
+    from control.spec.locate import Location
+
+FREEZE_ANSWER_S = 8000.0
+"""Somewhat longer than the parts of it are given (`control.vm.freeze`, `control.vm.templates`)."""
+
+KILL_ANSWER_S = 5.0
+NAMES_MAX = 10000
+
+
+def make_template(location: Location, vm: str, name: str) -> tuple[Template, Mapping[str, float]]:
+    """Freeze the running VM `vm` as the template `name`, in place of an older one of that name.
+
+    Returns:
+        The template; `frozen_s`, how long the guest stood still, and `seconds`, how long all of it took.
+
+    Raises:
+        StateError: The VM does not run or cannot be cloned, or the older template has clones.
+        RemoteError, ControlError: It cannot be made; the VM goes on, and an older template is as it was.
+    """
+    started = time.monotonic()
+    check_instance_name(name)
+    _refuse_clones_of(location.runtime, name)
+    with templates.open_draft(location.runtime, name) as draft:
+        with connect(location.runtime, vm) as remote:
+            frozen = remote.call("freeze", {"directory": str(draft)}, timeout_s=FREEZE_ANSWER_S)
+        template = asyncio.run(templates.settle(name, vm, draft, frozen))
+        templates.publish(location.runtime, draft, template)
+    return template, {"frozen_s": frozen["seconds"], "seconds": round(time.monotonic() - started, 3)}
+
+
+def _refuse_clones_of(runtime: Path, name: str) -> None:
+    """Before anything is done: what the end would refuse."""
+    if there := clones.list_clones(runtime, name):
+        raise StateError(
+            f"the template {name} has clones, which need it as it is: {', '.join(there[:10])}",
+            state="in use",
+            required=("no clones",),
+            hint=f"give the new one another name (--as), or: unhinged discard {' '.join(there[:10])}",
+        )
+
+
+def delete_template(runtime: Path, name: str) -> None:
+    """Raises StateError when there is none, or it has clones."""
+    with templates.hold_templates(runtime, alone=True):
+        if not templates.find_directory(runtime, name).exists():
+            templates.read_template(runtime, name)
+        templates.delete(runtime, name)
+
+
+def reserve_names(fleet: Fleet, prefix: str, count: int, *, exact: bool) -> list[str]:
+    """Take names for clones that nothing else has; each has its directory from now on.
+
+    Args:
+        exact: One clone that has this very name; otherwise they are numbered.
+
+    Raises:
+        ConfigError: It can be no name.
+        StateError: It is taken.
+        HostError: A directory cannot be made.
+    """
+    names: list[str] = []
+    for number in range(1, NAMES_MAX):
+        name = prefix if exact else f"{prefix}-{number}"
+        check_instance_name(name)
+        if name not in fleet.vms and _reserve(fleet.location, name):
+            names.append(name)
+        elif exact:
+            raise StateError(
+                f"there is a machine {name} already", state=name, required=("another name",), hint="choose another name"
+            )
+        if len(names) == count:
+            break
+    return names
+
+
+def _reserve(location: Location, name: str) -> bool:
+    files = find_instance_files(location.runtime, name)
+    if files.directory.exists():
+        return False
+    open_instance_files(location.runtime, name, is_shared=location.is_shared)
+    try:
+        files.clone_note.touch(mode=0o600, exist_ok=False)
+    except FileExistsError:
+        return False  # somebody was quicker
+    return True
+
+
+def make_clone(location: Location, template: str, name: str) -> None:
+    """Make the running clone `name`, a reserved name, of a template; it is a machine of its own when this returns.
+
+    Raises:
+        StateError: There is no such template.
+        RemoteError, ControlError: It could not be made; nothing of it is left.
+    """
+    files = find_instance_files(location.runtime, name)
+    try:
+        with hire(name, files.directory) as supervisor, templates.hold_templates(location.runtime, alone=False):
+            source = templates.read_template(location.runtime, template)
+            clones.write_parentage(files, Parentage(template, source.vm, source.qemu))
+            frozen = templates.find_frozen(location.runtime, template)
+            spec = asyncio.run(clones.build_clone(source.spec, name, files, frozen))
+            spec, ports = _take_ports(spec)
+            with hold(files) as lock:
+                if lock is None:
+                    raise StateError(f"{name} is held by another program", state=name, required=("free",))
+                begin(supervisor, files, lock, _build_job(name, spec, ports))
+    except BaseException:
+        with contextlib.suppress(ControlError):  # what is told is why there is no clone
+            discard(location, name)
+        raise
+
+
+def _build_job(name: str, spec: VMSpec, ports: Mapping[str, int]) -> dict[str, Any]:
+    from control.spec.plain import to_plain
+
+    return {"name": name, "adopt": False, "spec": to_plain(spec), "ports": dict(ports), "restart": "no", "waits": False}
+
+
+def _take_ports(spec: VMSpec) -> tuple[VMSpec, dict[str, int]]:
+    """Give a clone ports of the host that are its own, in the place of its template's."""
+    from control.vm.ports import pick_port
+
+    forwards: list[Forward] = []
+    ports: dict[str, int] = {}
+    for forward in spec.forwards:
+        ports[forward.key] = pick_port(forward)
+        forwards.append(replace(forward, host=ports[forward.key]))
+    return replace(spec, forwards=tuple(forwards)), ports
+
+
+def discard(location: Location, name: str) -> bool:
+    """End a clone at once and remove all that there is of it; whether it ran.
+
+    Raises:
+        ConfigError: It is no clone.
+        StateError: Somebody holds it and does not answer.
+        HostError: Something of it cannot be removed.
+    """
+    files = look(location.runtime, name).files
+    if not files.clone_note.exists():
+        raise ConfigError(
+            f"{name} is no clone: what it has on its disks is not thrown away",
+            key=name,
+            hint=f"end it: unhinged stop {name}",
+        )
+    did_run = False
+    with reach_anyhow(location.runtime, name) as remote:
+        if remote is not None:
+            did_run = True
+            remote.call("kill", timeout_s=KILL_ANSWER_S)
+    wait_until_free(location.runtime, name)
+    with hold(files) as lock:
+        if lock is None:
+            raise StateError(f"{name} is held by a program that does not answer", state="held", required=("free",))
+        clones.discard(files)
+    return did_run

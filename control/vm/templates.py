@@ -1,0 +1,315 @@
+"""Templates (floor 3): a VM that has booted, frozen once, from which clones go on within a fraction of a second.
+
+A template is a directory: the guest's memory as a file, the state of the devices, its disks, and `template.json`, which
+is written last. Its clones map the memory, so that what they do not write they share, and write over its disks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from control.errors import HostError, MonitorError, StateError
+from control.log import LOG
+from control.paths import InstanceFiles, check_instance_name
+from control.process.run import run
+from control.spec.plain import from_plain
+from control.spec.vm_spec import Disk, Frozen, VMSpec
+from control.vm.clones import build_clone, list_clones
+from control.vm.freeze import take_state, write_state
+from control.vm.instance import write_atomically
+from control.vm.snapshots import explain_refusal, query_version, standing_still
+
+if TYPE_CHECKING:
+    from control.vm.vm import VM
+
+COPY_TIMEOUT_S = 3600.0
+_STREAM = "stream"
+"""What a VM wrote of itself, memory and all, before the memory is a file of its own."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """What is known of a template.
+
+    Attributes:
+        vm: The machine it was made of.
+        made_at: The host's time, ISO 8601.
+        qemu: The version of the QEMU that froze it; no other can take its state.
+        bytes: What it takes on this host's disk.
+        spec: What that machine was, as plain data (`control.spec.plain`), with the template's own disks.
+    """
+
+    name: str
+    vm: str
+    made_at: str
+    qemu: str
+    bytes: int
+    spec: dict[str, Any]
+
+    def describe(self) -> dict[str, Any]:
+        """What users are shown of it."""
+        plain = asdict(self)
+        del plain["spec"]
+        return plain
+
+
+def find_directory(runtime: Path, name: str) -> Path:
+    """Where the template `name` lies, or would. Raises ConfigError for what can be no name."""
+    return _find_home(runtime) / check_instance_name(name)
+
+
+def find_frozen(runtime: Path, name: str) -> Frozen:
+    """What the clones of the template `name` go on from."""
+    directory = find_directory(runtime, name)
+    return Frozen(directory / "memory", directory / "state")
+
+
+def read_template(runtime: Path, name: str) -> Template:
+    """Raises StateError when there is none, or it is damaged."""
+    directory = find_directory(runtime, name)
+    try:
+        return Template(**json.loads((directory / "template.json").read_bytes()))
+    except FileNotFoundError:
+        there = ", ".join(each.name for each in list_templates(runtime))
+        raise StateError(
+            f"there is no template {name}",
+            state=there or "no template",
+            required=(name,),
+            hint=f"there are: {there}" if there else "make one of a running VM: unhinged template NAME",
+        ) from None
+    except (ValueError, TypeError, OSError) as error:
+        raise StateError(
+            f"the template {name} is damaged: {error}",
+            state="damaged",
+            required=("whole",),
+            hint=f"make it again, or remove it: unhinged template --delete {name}",
+        ) from error
+
+
+def list_templates(runtime: Path) -> list[Template]:
+    """Those that are whole, by name; one that is not is logged."""
+    found = []
+    for note in sorted(_find_home(runtime).glob("[!.]*/template.json")):
+        try:
+            found.append(read_template(runtime, note.parent.name))
+        except StateError as error:
+            LOG.warning("%s", error)
+    return found
+
+
+@contextlib.contextmanager
+def hold_templates(runtime: Path, *, alone: bool) -> Iterator[None]:
+    """See to it, during the body, that no template is replaced or deleted; with `alone`, that none is cloned either.
+
+    Raises:
+        HostError: The directory of the templates cannot be written.
+    """
+    home = _find_home(runtime)
+    with _locked(home, home / ".lock", fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def open_draft(runtime: Path, name: str) -> Iterator[Path]:
+    """A directory for a template in the making, during the body; what remains of it then is removed.
+
+    Raises:
+        HostError: It cannot be made.
+    """
+    home = _find_home(runtime)
+    _remove_leftovers(home)
+    draft = home / f".{name}.{os.getpid()}.draft"
+    with _locked(draft, draft / ".lock", fcntl.LOCK_EX):
+        try:
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def publish(runtime: Path, draft: Path, template: Template) -> None:
+    """Give a finished draft its name, in place of an older template of that name.
+
+    Raises:
+        StateError: The older one has clones; it stays.
+        HostError: The disk does not take it; the older one stays.
+    """
+    target = find_directory(runtime, template.name)
+    plain = json.dumps(asdict(template), indent=1).replace(json.dumps(str(draft))[1:-1], json.dumps(str(target))[1:-1])
+    write_atomically(draft / "template.json", plain.encode())
+    with hold_templates(runtime, alone=True):
+        delete(runtime, template.name)
+        draft.rename(target)
+
+
+def delete(runtime: Path, name: str) -> None:
+    """Remove a template, if there is one; the templates are held alone. Raises StateError when it has clones."""
+    target = find_directory(runtime, name)
+    if not target.exists():
+        return
+    if clones := list_clones(runtime, name):
+        raise StateError(
+            f"the template {name} has clones, which need it: {', '.join(clones[:10])}",
+            state="in use",
+            required=("no clones",),
+            hint=f"unhinged discard {' '.join(clones[:10])}",
+        )
+    # Without its note it is no template any more, and the next draft clears the rest away should we be killed here.
+    grave = target.with_name(f".{name}.{os.getpid()}.old.draft")
+    target.rename(grave)
+    shutil.rmtree(grave)
+
+
+def _find_home(runtime: Path) -> Path:
+    return runtime / "templates"
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, path: Path, how: int) -> Iterator[None]:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(f"{directory} cannot be written: {error.strerror}", hint="make room there") from error
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(home: Path) -> None:
+    """Remove drafts whose makers were killed: the kernel has dropped their locks."""
+    for draft in home.glob(".*.draft"):
+        with contextlib.suppress(OSError), (draft / ".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+# -- making one --------------------------------------------------------------------------------------------------------
+
+
+async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
+    """Write a running VM down in `directory`; it stands still meanwhile, and goes on as before.
+
+    Returns:
+        `qemu`, `spec`: as `Template` has them, but for the disks, which lie in `directory`. `seconds` that it stood
+        still.
+
+    Raises:
+        StateError: It is no VM that can be cloned, or is not ready to be.
+        MonitorError, HostError: It could not be written; the VM goes on.
+    """
+    spec = from_plain(vm.record.spec)
+    if not isinstance(spec, VMSpec):
+        raise StateError(
+            f"{vm.name} cannot be cloned: its command line is your own",
+            state="cmd",
+            required=("declared",),
+            hint="declare it without cmd",
+        )
+    if vm.files.clone_note.exists():
+        raise StateError(
+            f"{vm.name} is a clone itself: what it has on its disks lies over its template's",
+            state="a clone",
+            required=("no clone",),
+            hint="make the template of a VM of the configuration",
+        )
+    if taps := [network for network in spec.networks if network.kind == "tap"]:
+        raise StateError(
+            f"{vm.name} cannot be cloned: its clones would all want the interface {taps[0].name}",
+            state=str(taps[0]),
+            required=("another network",),
+            hint='declare net = "bridge:NAME", "lan:NAME" or "user"',
+        )
+    if not vm.agent_is_ready:
+        raise StateError(
+            f"the agent of {vm.name} does not answer: a clone of it could not be told who it is",
+            state="no agent",
+            required=("agent",),
+            hint=f"unhinged wait {vm.name} --for agent",
+        )
+    if vm.agent.is_busy:
+        raise StateError(
+            f"something is under way in {vm.name} through its agent, which each clone would be in the middle of",
+            state="busy",
+            required=("idle",),
+            hint="wait for its end, or end it",
+        )
+    await vm.guest.identity()  # what a clone is woken by is in its memory then, and need not be loaded by each
+    started = time.monotonic()
+    async with standing_still(vm):
+        try:
+            await write_state(vm, directory / _STREAM, with_memory=True)
+        except MonitorError as error:
+            raise explain_refusal(vm, error) from error
+        # QEMU has let go of its disks until the guest runs again.
+        disks = [await _copy_disk(disk, directory / f"disk{index}") for index, disk in enumerate(spec.disks)]
+    seconds = round(time.monotonic() - started, 3)
+    vm.mark("frozen")
+    plain = dict(vm.record.spec)
+    plain["disks"] = [{**old, "path": str(new)} for old, new in zip(plain["disks"], disks, strict=True)]
+    return {"qemu": await query_version(vm), "spec": plain, "seconds": seconds}
+
+
+async def _copy_disk(disk: Disk, target: Path) -> Path:
+    """Copy a disk as it is, holes and all; where the file system can, nothing is copied until it changes."""
+    if disk.read_only:
+        return disk.path
+    argv = ["cp", "--reflink=auto", "--sparse=always", "--", str(disk.path), str(target)]
+    done = await run(argv, timeout_s=COPY_TIMEOUT_S)
+    if done.return_code != 0:
+        words = done.stderr.decode("utf-8", "replace").strip()
+        raise HostError(f"the disk {disk.path} cannot be copied: {words}", hint="make room there")
+    return target
+
+
+async def settle(name: str, vm_name: str, draft: Path, frozen: Mapping[str, Any]) -> Template:
+    """Make a template of what `freeze` has written: its memory becomes a file that clones can map.
+
+    Raises:
+        LaunchError, MonitorError, HostError: It cannot be made; the draft is of no use.
+        StateError: This host's QEMU is not the one that the VM runs under.
+    """
+    from control.vm.service import Notes
+    from control.vm.vm import open_vm
+
+    stream, memory, state = draft / _STREAM, draft / "memory", draft / "state"
+    files = InstanceFiles(draft, draft)
+    spec = await build_clone(frozen["spec"], name, files, Frozen(memory, stream, is_shared=True))
+    spec = replace(spec, forwards=())  # the ports of the host are the VM's, which runs
+    async with open_vm(spec, files, Notes(), judge_boot=False) as vm:
+        if (version := await query_version(vm)) != frozen["qemu"]:
+            raise StateError(
+                f"{vm_name} runs under QEMU {frozen['qemu']}, and this host has {version} now",
+                state=frozen["qemu"],
+                required=(version,),
+                hint=f"unhinged restart {vm_name}",
+            )
+        await take_state(vm, stream, with_memory=True)
+        await write_state(vm, state, with_memory=False)
+        await vm.kill()
+    _keep_only(draft, {memory.name, state.name, ".lock", *(f"disk{index}" for index in range(len(spec.disks)))})
+    size = sum(path.stat().st_blocks * 512 for path in draft.iterdir())
+    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    return Template(name, vm_name, made_at, frozen["qemu"], size, dict(frozen["spec"]))
+
+
+def _keep_only(directory: Path, names: set[str]) -> None:
+    """Remove what the VM that laid the memory down has left beside it."""
+    for path in directory.iterdir():
+        if path.name in names:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,133 @@
+"""Makes a clone a machine of its own (guest floor): what it has in common with its template, and must not, is renewed.
+
+Source: random(4), RNDADDENTROPY and RNDRESEEDCRNG; netdevice(7), SIOCSIFHWADDR; machine-id(5).
+"""
+
+import _socket
+import fcntl
+import os
+
+from . import steps, system, textfile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from typing import Any
+
+_RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
+_SIOCSIFHWADDR = 0x8924
+_ARPHRD_ETHER = 1
+_INTERFACES = "/sys/class/net"
+_MACHINE_ID, _BUS_MACHINE_ID = "/etc/machine-id", "/var/lib/dbus/machine-id"
+_DROPBEAR, _DROPBEAR_PID = "/etc/init.d/dropbear", "/run/dropbear.pid"
+_DROPBEAR_KEYS = ("/etc/dropbear/ed25519", "/data/.unhinged/dropbear/ed25519")
+_OPENSSH, _OPENSSH_PID = "/etc/ssh", "/run/sshd.pid"
+_DHCP_PIDS = "/run/udhcpc.%s.pid"
+_SIGKILL, _SIGTERM = 9, 15
+_SIGUSR1 = 10  # busybox's udhcpc renews its lease then
+_KEYS_S = 60.0
+
+
+def stir(seed: bytes) -> None:
+    """Mixes `seed` into the kernel's pool, and has every random number from now on depend on it."""
+    fd = os.open("/dev/random", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        size = len(seed).to_bytes(4, "little")
+        fcntl.ioctl(fd, _RNDADDENTROPY, (len(seed) * 8).to_bytes(4, "little") + size + seed)
+        fcntl.ioctl(fd, _RNDRESEEDCRNG)
+    finally:
+        os.close(fd)
+
+
+def read_machine_id() -> str:
+    return system.read_text(_MACHINE_ID, 64).strip()
+
+
+def set_machine_id(machine_id: str) -> None:
+    textfile.replace(_MACHINE_ID, machine_id + "\n", 0o444)
+    if os.path.isfile(_BUS_MACHINE_ID) and not os.path.islink(_BUS_MACHINE_ID):
+        textfile.replace(_BUS_MACHINE_ID, machine_id + "\n", 0o444)
+
+
+def set_macs(wanted: "dict[str, str]") -> "list[str]":
+    """Gives each interface that has the address at the left the one at the right; returns which these are."""
+    changed = []
+    for name in sorted(os.listdir(_INTERFACES)):
+        new = wanted.get(system.read_text("%s/%s/address" % (_INTERFACES, name), 64).strip())
+        if new is None:
+            continue
+        with_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+        try:
+            address = _ARPHRD_ETHER.to_bytes(2, "little") + bytes.fromhex(new.replace(":", ""))
+            fcntl.ioctl(with_socket.fileno(), _SIOCSIFHWADDR, name.encode().ljust(16, b"\0") + address.ljust(24, b"\0"))
+        finally:
+            with_socket.close()
+        changed.append(name)
+    return changed
+
+
+def renew_leases(interfaces: "list[str]") -> "Generator[Any, Any, None]":
+    """Has the DHCP client of each ask for its address again, as the machine that it is now."""
+    if os.path.isdir("/run/systemd/netif"):
+        for name in interfaces:
+            result = yield steps.Run(["networkctl", "renew", name], timeout_s=_KEYS_S)
+            steps.check_success(result, "networkctl renew " + name)
+        return
+    for name in interfaces:
+        pid = _read_pid(_DHCP_PIDS % name)
+        if pid:
+            _kill(pid, _SIGUSR1)
+
+
+def silence_ssh() -> "list[list[str]]":
+    """Ends the SSH server, which knows the template's keys, and removes these.
+
+    Returns:
+        What brings it back with keys of its own, a program after the other; nothing where none runs.
+    """
+    pid = _read_pid(_DROPBEAR_PID)
+    if pid:
+        _kill(pid, _SIGKILL)  # it has nothing to put in order, and its port must be free at once
+        for path in (_DROPBEAR_PID, *_DROPBEAR_KEYS):
+            _remove(path)
+        return [[_DROPBEAR, "start"]]
+    pid = _read_pid(_OPENSSH_PID)
+    if os.path.isdir(_OPENSSH):
+        for name in os.listdir(_OPENSSH):
+            if name.startswith("ssh_host_"):
+                _remove("%s/%s" % (_OPENSSH, name))
+    if not pid:
+        return []
+    _kill(pid, _SIGTERM)  # systemd takes any other end for a failure
+    unit = "ssh.service" if os.path.exists("/lib/systemd/system/ssh.service") else "sshd.service"
+    return [["ssh-keygen", "-A"], ["systemctl", "restart", unit]]
+
+
+def bring_back(programs: "list[list[str]]") -> "Generator[Any, Any, None]":
+    for argv in programs:
+        result = yield steps.Run(argv, timeout_s=_KEYS_S)
+        steps.check_success(result, " ".join(argv))
+
+
+def has_network() -> bool:
+    """Whether anybody can reach this machine over a network at all."""
+    return any(name != "lo" for name in os.listdir(_INTERFACES))
+
+
+def _read_pid(path: str) -> int:
+    text = system.read_text(path, 32).strip()
+    return int(text) if text.isdigit() else 0
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass  # its file was left by one that has ended
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
