@@ -25,6 +25,7 @@ SHARE = ##: a directory to share with the guest
 NAME = ##: name of the VM; by default the next free one
 UNTIL = ##: end with success once the console shows this regular expression
 TIMEOUT = ##: end with an error after this many seconds
+CMD = ##: what `make run` runs, a line of the shell
 ARGS = ##: further options of the launchers, see ARGS=--help
 
 # A value reaches the launcher as one word, whatever is in it.
@@ -39,9 +40,12 @@ OPTIONS = $(call option,--iso,ISO) $(call option,--disk,DISK) $(call option,--ke
 NEEDED_IMAGE = $(if $(value ISO)$(value KERNEL)$(value DISK),,image)
 
 ##@ Run
-.PHONY: start start-simple start-enhanced attach web
+.PHONY: start run start-simple start-enhanced attach web
 start: ## set everything up, boot the VM, and give a two-way line to it
 	@$(PYTHON) control/unhinged_launcher.py $(OPTIONS)
+
+run: setup image ## run CMD='…' in a machine that is thrown away after it
+	@$(VENV)/bin/unhinged run -- sh -c $(call quote,CMD)
 
 start-simple: setup $(NEEDED_IMAGE) ## boot the VM and show its serial console, one way
 	@$(VENV)/bin/python control/simple_vm_launcher.py $(OPTIONS)

@@ -148,7 +148,10 @@ def _memory(frozen: Frozen, size_bytes: int) -> Rows:
         "size": size_bytes,
         "share": frozen.is_shared,
     }
-    return [("-object", json.dumps(memory)), ("-incoming", "defer")]
+    rows: Rows = [("-object", json.dumps(memory))]
+    if frozen.state is not None:
+        rows.append(("-incoming", "defer"))
+    return rows
 
 
 def _life_signs(files: InstanceFiles) -> Rows:

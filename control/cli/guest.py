@@ -40,17 +40,19 @@ def run_in_guest(
     reads_stdin: bool = True,
     is_terminal: bool = False,
     shows: Mapping[str, Any] | None = None,
+    runtime: Path | None = None,
 ) -> int:
     """Run a program in the guest, with our standard streams, and return its exit code.
 
     Args:
         params: Of the supervisor's method `exec`.
         shows: What the document of --json holds beside what the program did.
+        runtime: Where the machine runs, when that is not where the configuration's do.
     """
     from control.cli.stream import Streaming
     from control.vm.collect import Collected
 
-    with connect(desk.runtime, name) as remote:
+    with connect(runtime or desk.runtime, name) as remote:
         streaming = Streaming(remote, reads_stdin=reads_stdin, is_terminal=is_terminal)
         collected = Collected() if desk.is_json else None
         result = streaming.run("exec", params, collected)

@@ -12,7 +12,7 @@ from typing import NoReturn
 from control.cli.desk import Desk, show_error
 from control.errors import EXIT_ERROR, EXIT_INTERRUPTED, ConfigError, ControlError
 
-_SPLIT_AT_DASHES = ("exec", "ssh", "gdb")
+_SPLIT_AT_DASHES = ("exec", "ssh", "gdb", "run")
 """Commands whose last words are a command line of their own."""
 
 WAITS = ("running", "boot", "agent", "ssh")
@@ -192,6 +192,15 @@ def build_parser() -> argparse.ArgumentParser:
         if tag != "":
             sub.add_argument("tag", metavar="TAG", nargs=tag, default="")
 
+    sub = add("run", "run:run", "run a command in a machine that is thrown away after it: run -- PROGRAM ARGUMENT…")
+    sub.add_argument("--fresh", action="store_true", help="boot a machine, instead of cloning one that has booted")
+    sub.add_argument("--net", choices=("none", "user"), default="none", help="what it reaches (none)")
+    sub.add_argument("--memory", metavar="SIZE", help="of the machine (512M)")
+    sub.add_argument("--cpus", type=_count, default=1, metavar="N", help="of the machine (1)")
+    sub.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="kill the program after so long")
+    sub.add_argument("-t", "--tty", action="store_true", help="give it a terminal, which is yours (where there is one)")
+    sub.add_argument("-n", "--no-stdin", action="store_true", help="give it nothing to read")
+    sub.add_argument("words", nargs="*", metavar="PROGRAM …")
     sub = add("template", "clone:template", "freeze a running VM, so that clones of it are there at once")
     sub.add_argument("name", metavar="NAME", nargs="?", help="the VM")
     sub.add_argument("--as", dest="template", metavar="TEMPLATE", help="what the template is called (as the VM)")

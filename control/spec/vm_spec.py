@@ -76,17 +76,18 @@ class Disk:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A state from which a VM goes on instead of booting.
+    """Memory that is a file, and mostly a state from which a VM goes on instead of booting.
 
     Attributes:
         memory: A file that is the guest's memory.
-        state: What else there is to it: the devices, and the memory too while that is not in the file yet.
+        state: What else there is to it: the devices, and the memory too while that is not in the file yet. None for a
+            template in the making that boots.
         is_shared: Whether what the guest writes goes to the file: that of a template in the making. A clone sees what
             is in the file, and what it writes is its own.
     """
 
     memory: Path
-    state: Path
+    state: Path | None
     is_shared: bool = False
 
 

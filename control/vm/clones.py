@@ -18,7 +18,6 @@ from control.spec.fleet import Fleet, load_fleet
 from control.spec.locate import Location
 from control.spec.vm_spec import Frozen, VMSpec
 from control.vm.instance import write_atomically
-from control.vm.snapshots import query_version
 
 if TYPE_CHECKING:
     from control.vm.vm import VM
@@ -128,6 +127,7 @@ async def wake(vm: VM, frozen: Frozen) -> None:
         WaitTimeout, AgentCallError, AgentProtocolError: Its agent does not make it its own; it is to be ended.
     """
     from control.vm.freeze import take_state
+    from control.vm.snapshots import query_version
 
     parentage, version = read_parentage(vm.files), await query_version(vm)
     if parentage is not None and parentage.qemu != version:
@@ -137,6 +137,7 @@ async def wake(vm: VM, frozen: Frozen) -> None:
             required=(version,),
             hint=f"make it again: unhinged template {parentage.vm} --as {parentage.template}",
         )
+    assert frozen.state is not None
     await take_state(vm, frozen.state, with_memory=False)
     vm.watch.up = True  # it has booted, long ago
     await vm.resume()

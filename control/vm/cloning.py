@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from control.errors import ConfigError, ControlError, StateError
-from control.paths import check_instance_name, find_instance_files, open_instance_files
+from control.errors import ConfigError, ControlError, StateError, WaitTimeout
+from control.paths import InstanceFiles, check_instance_name, find_instance_files, open_instance_files
+from control.process.handle import read_start_ticks
 from control.spec.network import Forward
 from control.spec.vm_spec import VMSpec
 from control.vm import clones, templates
 from control.vm.clones import Parentage
 from control.vm.hire import hire
-from control.vm.lifetime import reach_anyhow, wait_until_free
-from control.vm.reach import begin, connect, hold, look
+from control.vm.lifetime import wait_until_free
+from control.vm.reach import begin, connect, hold, kill_directly, look
+from control.vm.remote import find_remote
 from control.vm.templates import Template
 
 if TYPE_CHECKING:
+    from control.process.detach import Detached
     from control.spec.fleet import Fleet
     from control.spec.locate import Location
 
@@ -29,6 +33,9 @@ FREEZE_ANSWER_S = 8000.0
 """Somewhat longer than the parts of it are given (`control.vm.freeze`, `control.vm.templates`)."""
 
 KILL_ANSWER_S = 5.0
+LOOK_S = 0.005
+"""That another's child has gone is told by no event that comes without an event loop."""
+
 NAMES_MAX = 10000
 
 
@@ -110,8 +117,14 @@ def _reserve(location: Location, name: str) -> bool:
     return True
 
 
-def make_clone(location: Location, template: str, name: str) -> None:
+def make_clone(
+    location: Location, template: str, name: str, *, hired: Detached | None = None, with_us: bool = False
+) -> None:
     """Make the running clone `name`, a reserved name, of a template; it is a machine of its own when this returns.
+
+    Args:
+        hired: A supervisor that loads already.
+        with_us: It ends with this process, in whatever way that ends, and nothing of it is left.
 
     Raises:
         StateError: There is no such template.
@@ -119,7 +132,8 @@ def make_clone(location: Location, template: str, name: str) -> None:
     """
     files = find_instance_files(location.runtime, name)
     try:
-        with hire(name, files.directory) as supervisor, templates.hold_templates(location.runtime, alone=False):
+        hiring = hire(name, files.directory) if hired is None else contextlib.nullcontext(hired)
+        with hiring as supervisor, templates.hold_templates(location.runtime, alone=False):
             source = templates.read_template(location.runtime, template)
             clones.write_parentage(files, Parentage(template, source.vm, source.qemu))
             frozen = templates.find_frozen(location.runtime, template)
@@ -128,17 +142,27 @@ def make_clone(location: Location, template: str, name: str) -> None:
             with hold(files) as lock:
                 if lock is None:
                     raise StateError(f"{name} is held by another program", state=name, required=("free",))
-                begin(supervisor, files, lock, _build_job(name, spec, ports))
+                begin(supervisor, files, lock, build_job(name, spec, ports, with_us=with_us))
     except BaseException:
         with contextlib.suppress(ControlError):  # what is told is why there is no clone
             discard(location, name)
         raise
 
 
-def _build_job(name: str, spec: VMSpec, ports: Mapping[str, int]) -> dict[str, Any]:
+def build_job(name: str, spec: VMSpec, ports: Mapping[str, int], *, with_us: bool) -> dict[str, Any]:
+    """What a supervisor is told of a clone, or of another VM that is thrown away; `with_us` as `make_clone` has it."""
     from control.spec.plain import to_plain
 
-    return {"name": name, "adopt": False, "spec": to_plain(spec), "ports": dict(ports), "restart": "no", "waits": False}
+    owner = {"pid": os.getpid(), "start_ticks": read_start_ticks(os.getpid())} if with_us else None
+    return {
+        "owner": owner,
+        "name": name,
+        "adopt": False,
+        "spec": to_plain(spec),
+        "ports": dict(ports),
+        "restart": "no",
+        "waits": False,
+    }
 
 
 def _take_ports(spec: VMSpec) -> tuple[VMSpec, dict[str, int]]:
@@ -168,14 +192,27 @@ def discard(location: Location, name: str) -> bool:
             key=name,
             hint=f"end it: unhinged stop {name}",
         )
-    did_run = False
-    with reach_anyhow(location.runtime, name) as remote:
-        if remote is not None:
-            did_run = True
-            remote.call("kill", timeout_s=KILL_ANSWER_S)
+    did_run = look(location.runtime, name).is_running
+    _end(location.runtime, name, files)
     wait_until_free(location.runtime, name)
     with hold(files) as lock:
         if lock is None:
             raise StateError(f"{name} is held by a program that does not answer", state="held", required=("free",))
         clones.discard(files)
     return did_run
+
+
+def _end(runtime: Path, name: str, files: InstanceFiles) -> None:
+    """Kill it by its supervisor, which then does not start it again; without one by ourselves."""
+    remote = find_remote(files.control_socket)
+    if remote is not None:
+        with remote, contextlib.suppress(StateError, WaitTimeout):
+            remote.call("kill", timeout_s=KILL_ANSWER_S)
+            return
+    if not kill_directly(runtime, name):
+        return
+    deadline = time.monotonic() + KILL_ANSWER_S
+    while look(runtime, name).is_running:
+        if time.monotonic() > deadline:
+            raise WaitTimeout(f"the end of {name}", KILL_ANSWER_S)
+        time.sleep(LOOK_S)

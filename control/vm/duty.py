@@ -19,6 +19,7 @@ from typing import Any
 from control.errors import ControlError
 from control.log import LOG, write_log
 from control.paths import InstanceFiles
+from control.process.handle import read_start_ticks
 from control.spec.plain import from_plain
 from control.vm.birth import Newborn, start_machine
 from control.vm.instance import note_failure
@@ -93,7 +94,13 @@ def _do(job: dict[str, Any], report: Report) -> None:
 
         from control.vm.supervisor import supervise
 
-        asyncio.run(supervise(files, job, report, newborn))
+        try:
+            asyncio.run(supervise(files, job, report, newborn))
+        finally:
+            if (owner := job.get("owner")) is not None and read_start_ticks(owner["pid"]) != owner["start_ticks"]:
+                from control.vm.clones import discard  # nobody else is left to do it
+
+                discard(files)
 
 
 def _start(job: dict[str, Any], files: InstanceFiles, stack: ExitStack) -> Newborn:

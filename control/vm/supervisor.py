@@ -17,6 +17,7 @@ from typing import Any
 from control.errors import ControlError, HostError
 from control.log import LOG
 from control.paths import InstanceFiles
+from control.process.handle import find_process
 from control.spec.plain import AnySpec, from_plain
 from control.spec.vm_spec import VMSpec
 from control.vm.birth import Newborn, start_machine
@@ -48,17 +49,32 @@ class Supervisor:
         self._ports: dict[str, int] = job.get("ports", {})
         self._restart: str = job.get("restart", "no")
         self._waits: bool = job.get("waits", False)
+        self._owner: Mapping[str, int] | None = job.get("owner")
 
     async def run(self) -> None:
         """Serve until the VM has ended for good, or we are told to go. Raises what kept it from starting."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._leave.set)
+        watching = loop.create_task(self._end_with_owner(self._owner)) if self._owner is not None else None
         async with serve(self._files.control_socket, self._service.methods):
             try:
                 await self._run_again_and_again()
             finally:
                 self._service.over.set()
+                if watching is not None:
+                    watching.cancel()
+
+    async def _end_with_owner(self, owner: Mapping[str, int]) -> None:
+        """End the VM once the process is gone that it is for, in whatever way that ended."""
+        process = find_process(owner["pid"], owner["start_ticks"])
+        if process is not None:
+            with process:
+                await process.wait()
+                process.release()
+        self._service.given_up.set()
+        if self._service.vm is not None:
+            await self._service.vm.kill()
 
     async def _run_again_and_again(self) -> None:
         pause_s = BACKOFF_FIRST_S
@@ -109,7 +125,9 @@ class Supervisor:
                 newborn, self._newborn = self._newborn, None
                 if newborn is None:
                     newborn = stack.enter_context(self._start_again())
-                async with open_newborn(newborn, self._files, self._notes, for_person=True, outlives_us=True) as vm:
+                async with open_newborn(
+                    newborn, self._files, self._notes, for_person=True, outlives_us=self._owner is None
+                ) as vm:
                     if (frozen := getattr(newborn.spec, "frozen", None)) is not None:
                         from control.vm.clones import wake  # only a clone pays for it
 

@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from control.errors import HostError, MonitorError, StateError
 from control.log import LOG
-from control.paths import InstanceFiles, check_instance_name
+from control.paths import InstanceFiles, check_instance_name, open_instance_files
 from control.process.run import run
 from control.spec.plain import from_plain
 from control.spec.vm_spec import Disk, Frozen, VMSpec
-from control.vm.clones import build_clone, list_clones
+from control.vm.clones import build_clone, discard, list_clones
 from control.vm.freeze import take_state, write_state
 from control.vm.instance import write_atomically
-from control.vm.snapshots import explain_refusal, query_version, standing_still
 
 if TYPE_CHECKING:
     from control.vm.vm import VM
@@ -116,6 +115,14 @@ def hold_templates(runtime: Path, *, alone: bool) -> Iterator[None]:
     """
     home = _find_home(runtime)
     with _locked(home, home / ".lock", fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def hold_name(runtime: Path, name: str) -> Iterator[None]:
+    """See to it, during the body, that nobody else who asks for this makes a template `name`. Raises HostError."""
+    home = _find_home(runtime)
+    with _locked(home, home / f".{check_instance_name(name)}.lock", fcntl.LOCK_EX):
         yield
 
 
@@ -209,6 +216,8 @@ async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
         StateError: It is no VM that can be cloned, or is not ready to be.
         MonitorError, HostError: It could not be written; the VM goes on.
     """
+    from control.vm.snapshots import explain_refusal, query_version, standing_still
+
     spec = from_plain(vm.record.spec)
     if not isinstance(spec, VMSpec):
         raise StateError(
@@ -281,35 +290,39 @@ async def settle(name: str, vm_name: str, draft: Path, frozen: Mapping[str, Any]
         StateError: This host's QEMU is not the one that the VM runs under.
     """
     from control.vm.service import Notes
+    from control.vm.snapshots import query_version
     from control.vm.vm import open_vm
 
     stream, memory, state = draft / _STREAM, draft / "memory", draft / "state"
-    files = InstanceFiles(draft, draft)
-    spec = await build_clone(frozen["spec"], name, files, Frozen(memory, stream, is_shared=True))
-    spec = replace(spec, forwards=())  # the ports of the host are the VM's, which runs
-    async with open_vm(spec, files, Notes(), judge_boot=False) as vm:
-        if (version := await query_version(vm)) != frozen["qemu"]:
-            raise StateError(
-                f"{vm_name} runs under QEMU {frozen['qemu']}, and this host has {version} now",
-                state=frozen["qemu"],
-                required=(version,),
-                hint=f"unhinged restart {vm_name}",
-            )
-        await take_state(vm, stream, with_memory=True)
-        await write_state(vm, state, with_memory=False)
-        await vm.kill()
-    _keep_only(draft, {memory.name, state.name, ".lock", *(f"disk{index}" for index in range(len(spec.disks)))})
-    size = sum(path.stat().st_blocks * 512 for path in draft.iterdir())
+    with open_maker(draft, name) as files:
+        spec = await build_clone(frozen["spec"], name, files, Frozen(memory, stream, is_shared=True))
+        spec = replace(spec, forwards=())  # the ports of the host are the VM's, which runs
+        async with open_vm(spec, files, Notes(), judge_boot=False) as vm:
+            if (version := await query_version(vm)) != frozen["qemu"]:
+                raise StateError(
+                    f"{vm_name} runs under QEMU {frozen['qemu']}, and this host has {version} now",
+                    state=frozen["qemu"],
+                    required=(version,),
+                    hint=f"unhinged restart {vm_name}",
+                )
+            await take_state(vm, stream, with_memory=True)
+            await write_state(vm, state, with_memory=False)
+            await vm.kill()
+    stream.unlink()
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Template(name, vm_name, made_at, frozen["qemu"], size, dict(frozen["spec"]))
+    return Template(name, vm_name, made_at, frozen["qemu"], measure(draft), dict(frozen["spec"]))
 
 
-def _keep_only(directory: Path, names: set[str]) -> None:
-    """Remove what the VM that laid the memory down has left beside it."""
-    for path in directory.iterdir():
-        if path.name in names:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+@contextlib.contextmanager
+def open_maker(draft: Path, name: str) -> Iterator[InstanceFiles]:
+    """Files for the VM that lays the memory down, during the body; what it leaves is removed. Raises HostError."""
+    files = open_instance_files(draft, name)
+    try:
+        yield files
+    finally:
+        discard(files)
+
+
+def measure(draft: Path) -> int:
+    """What a template takes on this host's disk, in bytes."""
+    return sum(path.stat().st_blocks * 512 for path in draft.iterdir())
