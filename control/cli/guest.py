@@ -29,6 +29,10 @@ def exec_(desk: Desk) -> int:
             params[key] = value
     if options.env:
         params["env"] = dict(_split_variable(entry) for entry in options.env)
+    if options.checkpoint:
+        from control.vm.checkpoints import take_checkpoint
+
+        take_checkpoint(desk.location, name)
     return run_in_guest(desk, name, params, reads_stdin=not options.no_stdin, is_terminal=options.tty)
 
 

@@ -81,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="kill it after so long")
     sub.add_argument("-t", "--tty", action="store_true", help="give it a terminal, which is yours")
     sub.add_argument("-n", "--no-stdin", action="store_true", help="give it nothing to read")
+    sub.add_argument("--checkpoint", action="store_true", help="so that undo brings the VM back to before it")
     sub.add_argument("words", nargs="*", metavar="PROGRAM …")
     sub = add_one("ssh", "ssh:ssh", "log in with ssh, or run a command: ssh NAME -- COMMAND…")
     sub.add_argument("--via", choices=("agent", "ssh"), help="which way (ssh where it answers)")
@@ -213,6 +214,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("discard", "clone:discard", "end clones at once, and remove all that there is of them")
     sub.add_argument("names", metavar="NAME", nargs="*")
     sub.add_argument("--of", metavar="TEMPLATE", help="all clones of it")
+
+    add_one("undo", "snapshot:undo", "put a VM back to before the last exec --checkpoint")
 
     sub = add("web", "web:web", "show all VMs in a browser: screens, consoles, files, buttons")
     sub.add_argument("--address", default="127.0.0.1", help="an IP address to listen at (127.0.0.1)")

@@ -1,4 +1,4 @@
-"""`unhinged snapshot save|restore|delete|list NAME [TAG]` (floor 6)."""
+"""`unhinged snapshot save|restore|delete|list NAME [TAG]` and `unhinged undo NAME` (floor 6)."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ def snapshot(desk: Desk) -> int:
     desk.show({"name": name, **done})
     if not desk.is_json:
         desk.note(_describe(name, action, done))
+    return 0
+
+
+def undo(desk: Desk) -> int:
+    from control.vm import checkpoints
+
+    name = desk.check_name(desk.options.name)
+    done = checkpoints.undo(desk.location, desk.fleet, name)
+    desk.show({"name": name, **done})
+    if not desk.is_json:
+        taken = done["snapshot"]["taken_at"][:19].replace("T", " ")
+        desk.note(f"{name}: back to {taken} ({format_duration(done['seconds'])})")
     return 0
 
 

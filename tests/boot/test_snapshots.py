@@ -34,6 +34,29 @@ def test_a_guest_comes_back_from_what_nothing_else_would_bring_it_back_from(desk
     assert "sleep" in shell(desk, f"cat /proc/{sleeper}/cmdline")
 
 
+def test_what_a_command_did_is_undone(desk: Desk) -> None:
+    shell(desk, "echo first > /data/undone; sync")
+    assert desk.run("exec", "--checkpoint", "-n", "one", "--", "sh", "-c", "echo second > /data/undone").exit_code == 0
+    done = desk.run("exec", "--checkpoint", "-n", "one", "--", "rm", "-rf", "/usr", "/bin", "/data/undone")
+    assert done.exit_code in (0, 1)
+    assert "no such program" in desk.run("exec", "-n", "one", "--", "ls").stderr
+    desk.ask("undo", "undo", "one")
+    assert shell(desk, "cat /data/undone") == "second\n"
+    desk.ask("undo", "undo", "one")
+    assert shell(desk, "cat /data/undone") == "first\n"
+    assert "no checkpoint" in desk.ask("undo", "undo", "one")["error"]["message"]
+
+
+def test_no_more_checkpoints_are_kept_than_a_few(desk: Desk) -> None:
+    for _ in range(7):
+        assert desk.run("exec", "--checkpoint", "-n", "one", "--", "true").exit_code == 0
+    kept = [each["tag"] for each in desk.ask("snapshot_list", "snapshot", "list", "one")["snapshots"]]
+    checkpoints = [tag for tag in kept if tag.startswith("checkpoint-")]
+    assert len(checkpoints) == 5 and checkpoints == sorted(checkpoints)
+    for tag in checkpoints:
+        desk.ask("snapshot_delete", "snapshot", "delete", "one", tag)
+
+
 def test_the_disk_goes_back_with_the_memory(desk: Desk) -> None:
     shell(desk, "echo then > /data/file; sync")
     desk.ask("snapshot_save", "snapshot", "save", "one", "then")
