@@ -27,6 +27,9 @@ AGENT_WAIT_S = 60.0
 
 SEED_BYTES = 64
 
+_QEMUS_MACS = "52:54:00:12:34:"
+"""Of cards that are given none. Source: QEMU sources, net/net.c, qemu_macaddr_default_if_unset."""
+
 
 # -- which there are ---------------------------------------------------------------------------------------------------
 
@@ -152,9 +155,13 @@ async def wake(vm: VM, frozen: Frozen) -> None:
 
 
 async def _pick_macs(vm: VM) -> dict[str, str]:
-    """The address of each of its network cards, with a new one. Source: QMP reference, `query-rx-filter`."""
-    cards = await vm.monitor.execute("query-rx-filter")
-    return {card["main-mac"]: "52:54:00:" + secrets.token_bytes(3).hex(":") for card in cards}
+    """The address of each card that is on a network with others, with a new one.
+
+    A card on a network of its own (`user`) keeps the one that QEMU gave it: the ports of the host lead to the address
+    that QEMU's DHCP server keeps for it. Source: QMP reference, `query-rx-filter`; libslirp, bootp.c.
+    """
+    cards = [card["main-mac"] for card in await vm.monitor.execute("query-rx-filter")]
+    return {mac: "52:54:00:" + secrets.token_bytes(3).hex(":") for mac in cards if not mac.startswith(_QEMUS_MACS)}
 
 
 def discard(files: InstanceFiles) -> None:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from control.errors import HostError, MonitorError, StateError
+from control.errors import AgentCallError, HostError, MonitorError, StateError
 from control.log import LOG
 from control.paths import InstanceFiles, check_instance_name, open_instance_files
 from control.process.run import run
@@ -254,7 +254,7 @@ async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
             required=("idle",),
             hint="wait for its end, or end it",
         )
-    await vm.guest.identity()  # what a clone is woken by is in its memory then, and need not be loaded by each
+    await _prepare_agent(vm)
     started = time.monotonic()
     async with standing_still(vm):
         try:
@@ -268,6 +268,23 @@ async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
     plain = dict(vm.record.spec)
     plain["disks"] = [{**old, "path": str(new)} for old, new in zip(plain["disks"], disks, strict=True)]
     return {"qemu": await query_version(vm), "spec": plain, "seconds": seconds}
+
+
+async def _prepare_agent(vm: VM) -> None:
+    """Have what a clone is woken by in the guest's memory, so that it need not be loaded by each. Raises StateError."""
+    from control.agent.client import NO_SUCH_METHOD
+
+    try:
+        await vm.guest.identity()
+    except AgentCallError as error:
+        if error.code != NO_SUCH_METHOD:
+            raise
+        raise StateError(
+            f"the agent of {vm.name} is of an earlier version: a clone of it could not be told who it is",
+            state="an earlier agent",
+            required=("the agent of this version",),
+            hint=f"build the image again, or install the new agent and: unhinged restart {vm.name}",
+        ) from error
 
 
 async def _copy_disk(disk: Disk, target: Path) -> Path:

@@ -22,10 +22,9 @@ _MACHINE_ID, _BUS_MACHINE_ID = "/etc/machine-id", "/var/lib/dbus/machine-id"
 _DROPBEAR, _DROPBEAR_PID = "/etc/init.d/dropbear", "/run/dropbear.pid"
 _DROPBEAR_KEYS = ("/etc/dropbear/ed25519", "/data/.unhinged/dropbear/ed25519")
 _OPENSSH, _OPENSSH_PID = "/etc/ssh", "/run/sshd.pid"
-_DHCP_PIDS = "/run/udhcpc.%s.pid"
+_NETWORK, _DHCP_PIDS = "/etc/init.d/network", "/run/udhcpc.%s.pid"
 _SIGKILL, _SIGTERM = 9, 15
-_SIGUSR1 = 10  # busybox's udhcpc renews its lease then
-_KEYS_S = 60.0
+_PROGRAM_S = 600.0
 
 
 def stir(seed: bytes) -> None:
@@ -66,17 +65,20 @@ def set_macs(wanted: "dict[str, str]") -> "list[str]":
     return changed
 
 
-def renew_leases(interfaces: "list[str]") -> "Generator[Any, Any, None]":
-    """Has the DHCP client of each ask for its address again, as the machine that it is now."""
+def list_lease_programs(interfaces: "list[str]") -> "list[list[str]]":
+    """Ends what holds addresses of the template's; what gets new ones, a program after the other."""
     if os.path.isdir("/run/systemd/netif"):
-        for name in interfaces:
-            result = yield steps.Run(["networkctl", "renew", name], timeout_s=_KEYS_S)
-            steps.check_success(result, "networkctl renew " + name)
-        return
+        return [["networkctl", "reconfigure", name] for name in interfaces]
+    programs = []
     for name in interfaces:
-        pid = _read_pid(_DHCP_PIDS % name)
+        path = _DHCP_PIDS % name
+        pid = _read_pid(path)
         if pid:
-            _kill(pid, _SIGUSR1)
+            # At once: a client that is asked to go gives the lease back, which is the template's.
+            _kill(pid, _SIGKILL)
+            _remove(path)
+            programs.append([_NETWORK, "start"])
+    return programs
 
 
 def silence_ssh() -> "list[list[str]]":
@@ -92,20 +94,26 @@ def silence_ssh() -> "list[list[str]]":
             _remove(path)
         return [[_DROPBEAR, "start"]]
     pid = _read_pid(_OPENSSH_PID)
-    if os.path.isdir(_OPENSSH):
-        for name in os.listdir(_OPENSSH):
-            if name.startswith("ssh_host_"):
-                _remove("%s/%s" % (_OPENSSH, name))
-    if not pid:
-        return []
-    _kill(pid, _SIGTERM)  # systemd takes any other end for a failure
-    unit = "ssh.service" if os.path.exists("/lib/systemd/system/ssh.service") else "sshd.service"
-    return [["ssh-keygen", "-A"], ["systemctl", "restart", unit]]
+    if pid:
+        _kill(pid, _SIGTERM)  # systemd takes any other end for a failure
+    programs = []
+    # Only those kinds that there were, and the quick ones first: an RSA key takes a minute where a machine is emulated.
+    for kind in ("ed25519", "ecdsa", "rsa"):
+        path = "%s/ssh_host_%s_key" % (_OPENSSH, kind)
+        if os.path.exists(path):
+            _remove(path)
+            _remove(path + ".pub")
+            programs.append(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", path])
+    if pid:
+        unit = "ssh.service" if os.path.exists("/lib/systemd/system/ssh.service") else "sshd.service"
+        programs.append(["systemctl", "restart", unit])
+    return programs
 
 
-def bring_back(programs: "list[list[str]]") -> "Generator[Any, Any, None]":
+def run_all(programs: "list[list[str]]") -> "Generator[Any, Any, None]":
+    """Raises CallError with the words of the first that fails."""
     for argv in programs:
-        result = yield steps.Run(argv, timeout_s=_KEYS_S)
+        result = yield steps.Run(argv, timeout_s=_PROGRAM_S)
         steps.check_success(result, " ".join(argv))
 
 

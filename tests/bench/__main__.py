@@ -26,6 +26,7 @@ MODULES = (
     "console",
     "session",
     "lua",
+    "clones",
     "web",
     "messages",
     "ping",

@@ -120,6 +120,11 @@ def read_proportional_mb(pid: int) -> float:
     return _read_kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss") * 1024 / 1e6
 
 
+def read_private_mb(pid: int) -> float:
+    """What a process has written, and shares with nobody. A page of a file counts only once it was copied."""
+    return _read_kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Anonymous") * 1024 / 1e6
+
+
 def _read_kilobytes(path: Path, name: str) -> int:
     match = re.search(rf"^{name}:\s+(\d+) kB$", path.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
     if match is None:

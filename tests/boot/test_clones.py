@@ -19,6 +19,7 @@ image = "builtin"
 memory = "256M"
 cpus = 1
 accel = "tcg"
+net = ["user", "lan:private"]
 forward = ["auto:8080"]
 [vm.one.ssh]
 port = "auto"
@@ -67,7 +68,7 @@ def test_a_clone_goes_on_where_the_template_was(desk: Desk, pair: tuple[str, str
 
 def test_clones_share_nothing_that_tells_machines_apart(desk: Desk, pair: tuple[str, str]) -> None:
     script = """
-    hostname; cat /etc/hostname; cat /etc/machine-id || echo none; cat /sys/class/net/eth0/address
+    hostname; cat /etc/hostname; cat /etc/machine-id || echo none; cat /sys/class/net/eth1/address
     head -c 16 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid
     until [ -s /data/.unhinged/dropbear/ed25519 ]; do usleep 20000; done
     sleep 1; md5sum < /data/.unhinged/dropbear/ed25519

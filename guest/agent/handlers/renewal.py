@@ -6,7 +6,6 @@ from .. import clock, hostname, parameters, renewal, steps, system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
     from typing import Any
 
     from ..dispatch import Call
@@ -32,13 +31,9 @@ def renew_identity(call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
         raise steps.refuse(error) from None
     # Nothing of it is the template's any more. What takes longer need not be waited for.
     if renewal.has_network():
-        steps.Steps(call.agent.loop, _come_back(interfaces, programs), _report)
+        programs = renewal.list_lease_programs(interfaces) + programs
+        steps.Steps(call.agent.loop, renewal.run_all(programs), _report)
     return {"hostname": params["hostname"], "machine_id": params["machine_id"], "interfaces": interfaces}
-
-
-def _come_back(interfaces: "list[str]", programs: "list[list[str]]") -> "Generator[Any, Any, None]":
-    yield from renewal.renew_leases(interfaces)
-    yield from renewal.bring_back(programs)
 
 
 def _report(_value: object, error: "Exception | None") -> None:
