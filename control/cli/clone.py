@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from control.cli.desk import Desk
 from control.cli.life import Fate, conclude, for_each
@@ -12,6 +13,9 @@ from control.units import format_duration, format_size
 from control.vm import cloning
 from control.vm.clones import list_clones
 from control.vm.templates import Template, list_templates, read_template
+
+if TYPE_CHECKING:
+    from control.process.detach import Detached
 
 
 def template(desk: Desk) -> int:
@@ -57,15 +61,18 @@ def _draw_table(desk: Desk, found: list[Template]) -> str:
     return draw_table(rows)
 
 
-def fork(desk: Desk) -> int:
+def fork(desk: Desk, hired: list[Detached]) -> int:
+    """Make the clones, the first ones with supervisors that load already."""
     options = desk.options
     read_template(desk.runtime, options.template)  # before names are taken for clones of nothing
     exact = options.name is not None and options.count == 1
     names = cloning.reserve_names(desk.fleet, options.name or options.template, options.count, exact=exact)
 
+    waiting = dict(zip(names, hired, strict=False))
+
     def make(name: str) -> Fate:
         started = time.monotonic()
-        cloning.make_clone(desk.location, options.template, name)
+        cloning.make_clone(desk.location, options.template, name, hired=waiting.get(name))
         return Fate(name, "forked", time.monotonic() - started)
 
     return conclude(desk, for_each(names, make))

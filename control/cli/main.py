@@ -207,7 +207,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--as", dest="template", metavar="TEMPLATE", help="what the template is called (as the VM)")
     sub.add_argument("--list", action="store_true", help="list the templates")
     sub.add_argument("--delete", metavar="TEMPLATE", help="remove one that has no clones")
-    sub = add("fork", "clone:fork", "make running clones of a template, each a machine of its own")
+    sub = add("fork", "fork:fork", "make running clones of a template, each a machine of its own")
     sub.add_argument("template", metavar="TEMPLATE")
     sub.add_argument("--count", type=_count, default=1, metavar="N", help="so many (1)")
     sub.add_argument("--name", metavar="NAME", help="what it is called; several are numbered (TEMPLATE-1, -2, …)")
