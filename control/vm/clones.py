@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -146,12 +147,17 @@ async def wake(vm: VM, frozen: Frozen) -> None:
     await vm.resume()
     await vm.agent.wait_until_ready(AGENT_WAIT_S)
     await vm.guest.renew_identity(
-        vm.name,
+        _build_hostname(vm.name),
         machine_id=secrets.token_hex(16),
         seed=base64.b64encode(secrets.token_bytes(SEED_BYTES)).decode(),
         macs=await _pick_macs(vm),
     )
     vm.mark("a machine of its own")
+
+
+def _build_hostname(name: str) -> str:
+    """What comes nearest to `name` among the names that a host can have (RFC 1123)."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", name).strip("-") or "clone"
 
 
 async def _pick_macs(vm: VM) -> dict[str, str]:
@@ -166,13 +172,13 @@ async def _pick_macs(vm: VM) -> dict[str, str]:
 
 def discard(files: InstanceFiles) -> None:
     """Remove all that there is of a clone that does not run; its lock is held. Raises HostError."""
-    try:
-        shutil.rmtree(files.directory)
-        if files.sockets != files.directory:
-            shutil.rmtree(files.sockets)
-    except FileNotFoundError:
-        pass  # the sockets' directory goes with whoever made it
-    except OSError as error:
-        raise HostError(
-            f"{files.directory} cannot be removed: {error.strerror}", hint="look at the rights there"
-        ) from error
+    for path in {files.directory, files.sockets}:
+        while path.exists():
+            try:
+                shutil.rmtree(path)
+            except FileNotFoundError:
+                continue  # somebody who ends has removed something of it at the same time
+            except OSError as error:
+                raise HostError(
+                    f"{path} cannot be removed: {error.strerror}", hint="look at the rights there"
+                ) from error

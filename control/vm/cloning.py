@@ -37,6 +37,8 @@ LOOK_S = 0.005
 """That another's child has gone is told by no event that comes without an event loop."""
 
 NAMES_MAX = 10000
+ABANDONED_S = 600.0
+"""A name that is taken becomes a clone within seconds, on a host that makes many within a minute."""
 
 
 def make_template(location: Location, vm: str, name: str) -> tuple[Template, Mapping[str, float]]:
@@ -107,13 +109,25 @@ def reserve_names(fleet: Fleet, prefix: str, count: int, *, exact: bool) -> list
 
 def _reserve(location: Location, name: str) -> bool:
     files = find_instance_files(location.runtime, name)
-    if files.directory.exists():
+    if files.directory.exists() and not _is_abandoned(files):
         return False
     open_instance_files(location.runtime, name, is_shared=location.is_shared)
     try:
         files.clone_note.touch(mode=0o600, exist_ok=False)
     except FileExistsError:
         return False  # somebody was quicker
+    return True
+
+
+def _is_abandoned(files: InstanceFiles) -> bool:
+    """Whether the name was taken for a clone by a process that was killed before it made any; it is free then."""
+    try:
+        taken = files.clone_note.stat()
+    except FileNotFoundError:
+        return False
+    if taken.st_size or time.time() - taken.st_mtime < ABANDONED_S:
+        return False
+    clones.discard(files)
     return True
 
 

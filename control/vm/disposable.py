@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from control.spec.network import Network
 from control.spec.plain import to_plain
 from control.spec.vm_spec import DirectBoot, VMSpec
 from control.units import MIB
-from control.vm import cloning, templates
+from control.vm import clones, cloning, templates
 from control.vm.provision import get_builtin_file, read_manifest
 from control.vm.reach import begin, hold, look
 from control.vm.templates import Template
@@ -71,7 +72,7 @@ def open_disposable(
     _sweep(location)
     spec = build_spec(shape)
     template = None if fresh else _find_template(location, spec, say)
-    name = f"{NAME}-{os.getpid()}"
+    name = f"{NAME}-{os.getpid()}-{secrets.token_hex(3)}"
     files = open_instance_files(location.runtime, name)
     files.clone_note.touch(mode=0o600)
     try:
@@ -123,10 +124,13 @@ def _sweep(location: Location) -> None:
     """Remove what is left of machines whose makers and supervisors were both killed."""
     for directory in location.runtime.glob(f"vm.{NAME}-*"):
         name = directory.name.removeprefix("vm.")
-        pid = name.removeprefix(f"{NAME}-")
-        if not Path(f"/proc/{pid}").exists() and not look(location.runtime, name).is_running:
-            with contextlib.suppress(ControlError):
-                cloning.discard(location, name)
+        if Path(f"/proc/{name.split('-')[1]}").exists():
+            continue  # it may be about to begin
+        files = look(location.runtime, name).files
+        # The lock tells also of a machine that runs in another container, under a number that means nothing here.
+        with contextlib.suppress(ControlError), hold(files) as lock:
+            if lock is not None and not look(location.runtime, name).is_running:
+                clones.discard(files)
 
 
 # -- templates ---------------------------------------------------------------------------------------------------------
@@ -145,7 +149,8 @@ def _find_template(location: Location, spec: VMSpec, say: Callable[[str], None])
                 with templates.open_draft(location.runtime, name) as draft:
                     templates.publish(location.runtime, draft, asyncio.run(make_template(name, draft, spec)))
                 _make_room(location, name)
-    os.utime(note)  # when it was used last
+    with contextlib.suppress(FileNotFoundError):  # removed for room at this moment; whoever wants to clone it is told
+        os.utime(note)  # when it was used last
     return name
 
 

@@ -7,11 +7,12 @@ others see as well is left out of a state (migration/ram.c).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from control.errors import HostError, MonitorError, WaitTimeout
+from control.errors import ControlError, HostError, MonitorError, WaitTimeout
 
 if TYPE_CHECKING:
     from control.vm.vm import VM
@@ -23,6 +24,9 @@ _NO_LIMIT = 1 << 50
 """Bytes a second; without it QEMU takes the file for a network, and spares it (128 MiB/s)."""
 
 _LOOK_S = 0.002
+GIVE_UP_LOOKS = 5000
+_UNDER_WAY = ("setup", "active", "cancelling", "device")
+"""Of QMP's MigrationStatus, those that come to an end by themselves."""
 
 
 async def write_state(vm: VM, path: Path, *, with_memory: bool) -> None:
@@ -43,10 +47,21 @@ async def write_state(vm: VM, path: Path, *, with_memory: bool) -> None:
         await vm.monitor.execute("migrate", {"uri": "fd:state"}, timeout_s=STATE_TIMEOUT_S)
         await _wait_for_end(vm, "written")
     except BaseException:
+        await _give_up(vm)
         path.unlink(missing_ok=True)
         raise
     finally:
         os.close(descriptor)
+
+
+async def _give_up(vm: VM) -> None:
+    """End what may be under way: it would stop a guest that has been let run again meanwhile."""
+    with contextlib.suppress(ControlError):  # what is told is why it is given up
+        await vm.monitor.execute("migrate_cancel")
+        for _ in range(GIVE_UP_LOOKS):
+            if (await vm.monitor.execute("query-migrate")).get("status") not in _UNDER_WAY:
+                return
+            await asyncio.sleep(_LOOK_S)
 
 
 async def take_state(vm: VM, path: Path, *, with_memory: bool) -> None:

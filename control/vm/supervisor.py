@@ -71,7 +71,6 @@ class Supervisor:
         if process is not None:
             with process:
                 await process.wait()
-                process.release()
         self._service.given_up.set()
         if self._service.vm is not None:
             await self._service.vm.kill()
