@@ -63,6 +63,10 @@ def set_terminal(descriptor: int, *, is_cooked: bool) -> None:
     termios.tcsetattr(descriptor, termios.TCSANOW, attributes)
 
 
+_HEARS_HANGUP = ("env", "--default-signal=HUP")
+"""What was started by nohup(1) ignores SIGHUP, and so would all that it starts: nothing would end the program."""
+
+
 def start_on_terminal(
     argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, give: Sequence[int] = ()
 ) -> PtyChild:
@@ -82,7 +86,7 @@ def start_on_terminal(
         # setsid(1) makes the terminal the one that controls the program; what Python could do for that between fork and
         # exec is not safe beside threads.
         process = subprocess.Popen(
-            ["setsid", "--ctty", *argv],
+            ["setsid", "--ctty", *_HEARS_HANGUP, *argv],
             stdin=slave,
             stdout=slave,
             stderr=slave,

@@ -15,6 +15,7 @@ from tests.qemu.fleets import WITHIN_S, Desk, finish
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     with open_one_vm(Path(tmp_path_factory.mktemp("snapshots"))) as desk:
+        shell(desk, "until grep -q ' /data ' /proc/mounts; do usleep 20000; done")
         yield desk
 
 

@@ -236,12 +236,14 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         assert vm.execute_string("return 1").value == 1
 
 
-def test_it_ends_with_whoever_made_it(tmp_path: Path) -> None:
-    """Also in an endless loop: its terminal goes."""
+@pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN])
+def test_it_ends_with_whoever_made_it(tmp_path: Path, hangup: signal.Handlers) -> None:
+    """Also in an endless loop, and when that was started by nohup: its terminal goes."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            signal.signal(signal.SIGHUP, hangup)
             vm = LuaVM("orphan", "lua5.4", tmp_path)
             os.write(writing, str(vm.pid).encode())
             vm.execute_string(FOREVER)
