@@ -36,7 +36,6 @@ FRAME_MAX_BYTES = 64 * 1024 * 1024
 LAST_LINES = 8
 _HEADER = struct.Struct("<cI")
 _READ_BYTES = 65536
-_EMPTY_BYTES = 4
 """A frame of no values."""
 
 if TYPE_CHECKING:
@@ -92,6 +91,7 @@ class LuaVM:
         self._turn = threading.Lock()
         self._has_soft_interrupt = True
         self._answered = 0
+        self._got = bytearray()  # of the answer that is being read: it outlives an exchange that ended before it was whole
         self._cancelled = False
         self._end = ""
         token = secrets.token_hex(8)
@@ -215,7 +215,6 @@ class LuaVM:
         self._acquire(timeout)
         try:
             self._child.set_terminal(is_cooked=True)
-            self._talk = bytearray()
             body = encode((str(self._wish),))
             self._send(memoryview(_HEADER.pack(b"t", len(body)) + body))
         except BaseException:
@@ -237,13 +236,10 @@ class LuaVM:
         """How a talk has ended; empty while it has not."""
         if not select.select([self._answers], [], [], 0)[0]:
             return ""
-        if not self._read_answer(self._talk, _HEADER.size + _EMPTY_BYTES):
+        if not self._read_answer():
             self._end = self._end or _describe_code(self._child.process.wait())
             return self._end
-        if len(self._talk) < _HEADER.size + _EMPTY_BYTES:
-            return ""
-        self._answered += 1
-        return "the conversation is over"
+        return "" if self._take_answer() is None else "the conversation is over"
 
     def interrupt_talk(self) -> None:
         """Interrupt what was typed and runs."""
@@ -306,6 +302,8 @@ class LuaVM:
             raise error
         if was_soft:
             self._absorb_interrupt()
+        else:
+            self._wish.unlink(missing_ok=True)  # nobody looked for it any more
         return answer
 
     def _interrupt(self) -> bool:
@@ -335,8 +333,6 @@ class LuaVM:
         """Send `request` and read one answer; None when there is none in time, or somebody cancels."""
         self._cancelled = False
         pending = memoryview(request)
-        got = bytearray()
-        wanted = _HEADER.size
         poller = select.poll()
         poller.register(self._answers, select.POLLIN)
         poller.register(self._child.master, select.POLLIN)
@@ -359,15 +355,11 @@ class LuaVM:
                     pending = self._send(pending)
                     if not pending:
                         poller.unregister(descriptor)
-                elif not self._read_answer(got, wanted):
+                elif not self._read_answer():
                     raise self._note_end("")
-            if len(got) == wanted == _HEADER.size:
-                wanted += _HEADER.unpack(got)[1]
-                if wanted > FRAME_MAX_BYTES:
-                    raise self._note_end("its answer is larger than can be handed over")
-            if len(got) == wanted:
-                self._answered += 1
-                return _Answer(bytes(got[:1]), decode(bytes(got[_HEADER.size :])))
+            answer = self._take_answer()
+            if answer is not None:
+                return answer
             if left <= 0:
                 return None
 
@@ -380,11 +372,28 @@ class LuaVM:
                     return memoryview(b"")  # the end of the answers says why
         return pending
 
-    def _read_answer(self, got: bytearray, wanted: int) -> bool:
-        """Read more of an answer; False at its end."""
-        data = os.read(self._answers, min(_READ_BYTES, wanted - len(got)))
-        got += data
+    def _count_wanted(self) -> int:
+        """How many bytes the answer has, as far as it is known yet."""
+        if len(self._got) < _HEADER.size:
+            return _HEADER.size
+        return _HEADER.size + int(_HEADER.unpack_from(self._got)[1])
+
+    def _read_answer(self) -> bool:
+        """Read more of an answer; False at its end. Raises LuaProcessError when it is larger than can be taken."""
+        data = os.read(self._answers, min(_READ_BYTES, self._count_wanted() - len(self._got)))
+        self._got += data
+        if self._count_wanted() > FRAME_MAX_BYTES:
+            raise self._note_end("its answer is larger than can be handed over")
         return bool(data)
+
+    def _take_answer(self) -> _Answer | None:
+        """The answer, when all of it is there."""
+        if len(self._got) < self._count_wanted():
+            return None
+        answer = _Answer(bytes(self._got[:1]), decode(bytes(self._got[_HEADER.size :])))
+        self._got = bytearray()
+        self._answered += 1
+        return answer
 
     def _read_output(self) -> bool:
         """Read what it prints; False at its end."""

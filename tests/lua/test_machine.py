@@ -197,6 +197,23 @@ def test_an_interrupt_that_comes_too_late_harms_nothing(vm: LuaVM) -> None:
     assert ended + interrupted == 60
 
 
+def test_an_interrupt_in_the_middle_of_an_answer_loses_none_of_it(vm: LuaVM) -> None:
+    """The first of them is a signal, the others are asked for with a file; an answer that is late is an answer."""
+    size = 4 * 1024 * 1024
+    started = time.monotonic()
+    vm.execute_string("return string.rep('x', ...)", size)
+    whole_s = time.monotonic() - started
+    came = 0
+    for part in range(40):
+        try:
+            result = vm.execute_string("return string.rep('x', ...)", size, timeout=whole_s * part / 30)
+            came += len(result.value) == size
+        except LuaTimeout as error:
+            assert not error.is_dead
+        assert vm.execute_string("local n = 0 for i = 1, 3000000 do n = n + 1 end return n").value == 3000000
+    assert came
+
+
 def test_it_is_cancelled_from_another_thread(vm: LuaVM) -> None:
     vm.execute_string("kept = 5")
     for _ in range(3):
