@@ -91,7 +91,7 @@ class LuaVM:
         self._turn = threading.Lock()
         self._has_soft_interrupt = True
         self._answered = 0
-        self._got = bytearray()  # of the answer that is being read: it outlives an exchange that ended before it was whole
+        self._got = bytearray()  # of an answer: what was read when an exchange ends in its middle is not lost
         self._cancelled = False
         self._end = ""
         token = secrets.token_hex(8)
