@@ -122,6 +122,14 @@ KEY = ##: for image-seed: the public key that may log in; by default one is made
 image-seed: setup-python ## build/image/seed.iso: at its first boot, a cloud image installs agent and SSH key from it
 	@$(VENV)/bin/python iso/debian/build.py seed $(call option,--key,KEY) $(ARGS)
 
+##@ Package
+.PHONY: wheel
+wheel: setup-python ## what `pip install` takes, in build/dist: tools, agent and the makers of the images
+	@rm -rf build/lib build/bdist.* build/dist
+	@$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/dist .
+	@rm -rf build/lib build/bdist.*
+	@ls build/dist/*.whl
+
 ##@ Check
 .PHONY: deps-install-browser
 deps-install-browser: deps-install-essential deps-install-web $(VENV)/.ready-dev ## a browser, a viewer and a display for them, for the tests

@@ -18,9 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SCHEMAS = ROOT / "schemas"
 VENV_PYTHON = ROOT / ".venv" / "bin" / "python"
-BUILD = ROOT / "build"
-IMAGE = BUILD / "image"
-
 UNIX_PATH_MAX_BYTES = 107
 """Longest AF_UNIX address Linux takes (sun_path is 108 bytes with its NUL; unix(7))."""
 
@@ -37,6 +34,13 @@ def cache_directory() -> Path:
     """Say where answers that outlive a VM are kept for this user (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "unhinged"
+
+
+IS_CHECKOUT = (ROOT / "Makefile").is_file()
+"""Whether `make` builds what is needed; an installed package has its images in the user's cache."""
+
+BUILD = (ROOT if IS_CHECKOUT else cache_directory()) / "build"
+IMAGE = BUILD / "image"
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,11 @@ class InstanceFiles:
     def clone_note(self) -> Path:
         """What an instance is a clone of; only a clone has it."""
         return self.directory / "clone.json"
+
+    @property
+    def kept_note(self) -> Path:
+        """That a machine which was to be thrown away is kept."""
+        return self.directory / "kept"
 
     @property
     def frozen_disks(self) -> Path:

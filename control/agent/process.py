@@ -21,6 +21,9 @@ KEPT_BYTES = 64 * 1024 * 1024
 END_GRACE_S = 10.0
 """How much longer than its time limit a program may take to be reported: the guest may be slow, or paused."""
 
+SHELLS_EXIT_CODES = {-32002: 127, -32003: 126}
+"""What a shell ends with when a program is not there, or may not be run (POSIX, 2.8.2), by the agent's error."""
+
 CANCEL_WAIT_S = 10.0
 """How long the end of a program that was cancelled is waited for; its guest may stand still."""
 
@@ -273,7 +276,9 @@ async def start_process(
         }
         given = {key: value for key, value in params.items() if value is not None}
         job = await client.start_job("exec_start", given, timeout_s=start_timeout_s)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, AgentCallError):
+            error.exit_code = SHELLS_EXIT_CODES.get(error.code, error.exit_code)
         for stream in opened:
             stream.give_up("the command was not started")
         raise

@@ -369,6 +369,7 @@ def _vdagent(chardev: str, has_ports: bool) -> Rows:
 
 def _share(share: Share) -> Rows:
     fsdev = f"local,id=share,path={_escape(str(share.path))},security_model={share.security_model}"
+    fsdev += ",readonly=on" if share.read_only else ""
     return [
         ("-fsdev", fsdev),
         ("-device", _json(driver="virtio-9p-pci", fsdev="share", mount_tag=share.tag)),

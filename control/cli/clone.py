@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from control.cli.desk import Desk
@@ -61,18 +63,17 @@ def _draw_table(desk: Desk, found: list[Template]) -> str:
     return draw_table(rows)
 
 
-def fork(desk: Desk, hired: list[Detached]) -> int:
-    """Make the clones, the first ones with supervisors that load already."""
+def fork(desk: Desk, find_supervisor: Callable[[], AbstractContextManager[Detached]]) -> int:
+    """Make the clones; for each `find_supervisor` gives one that loads already."""
     options = desk.options
     read_template(desk.runtime, options.template)  # before names are taken for clones of nothing
     exact = options.name is not None and options.count == 1
     names = cloning.reserve_names(desk.fleet, options.name or options.template, options.count, exact=exact)
 
-    waiting = dict(zip(names, hired, strict=False))
-
     def make(name: str) -> Fate:
         started = time.monotonic()
-        cloning.make_clone(desk.location, options.template, name, hired=waiting.get(name))
+        with find_supervisor() as hired:
+            cloning.make_clone(desk.location, options.template, name, hired=hired)
         return Fate(name, "forked", time.monotonic() - started)
 
     return conclude(desk, for_each(names, make))

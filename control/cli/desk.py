@@ -56,6 +56,13 @@ class Desk:
         return load_fleet_with_clones(self.location)
 
     @property
+    def has_configuration(self) -> bool:
+        try:
+            return bool(self.location)
+        except ConfigError:
+            return False
+
+    @property
     def runtime(self) -> Path:
         return self.location.runtime
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,14 @@ def run_in_guest(
     *,
     reads_stdin: bool = True,
     is_terminal: bool = False,
-    shows: Mapping[str, Any] | None = None,
+    find_more: Callable[[], Mapping[str, Any]] = dict,
     runtime: Path | None = None,
 ) -> int:
     """Run a program in the guest, with our standard streams, and return its exit code.
 
     Args:
         params: Of the supervisor's method `exec`.
-        shows: What the document of --json holds beside what the program did.
+        find_more: Called once it has ended: what the document of --json holds beside what it did.
         runtime: Where the machine runs, when that is not where the configuration's do.
     """
     from control.cli.stream import Streaming
@@ -60,8 +60,9 @@ def run_in_guest(
         streaming = Streaming(remote, reads_stdin=reads_stdin, is_terminal=is_terminal)
         collected = Collected() if desk.is_json else None
         result = streaming.run("exec", params, collected)
+    more = find_more()
     if collected is not None:
-        desk.show({"name": name, **result, **collected.to_plain(), **(shows or {})})
+        desk.show({"name": name, **result, **collected.to_plain(), **more})
     elif result["timed_out"]:
         desk.note(f"{params['argv'][0]} was killed after {params['timeout_s']:g} s")
     return EXIT_TIMEOUT if result["timed_out"] else int(result["exit_code"])

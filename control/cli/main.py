@@ -194,9 +194,17 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument("tag", metavar="TAG", nargs=tag, default="")
 
     sub = add("run", "run:run", "run a command in a machine that is thrown away after it: run -- PROGRAM ARGUMENT…")
+    sub.add_argument(
+        "--image", metavar="NAME|FILE", default="builtin", help="builtin, debian; a kernel, an ISO, a qcow2 (builtin)"
+    )
     sub.add_argument("--fresh", action="store_true", help="boot a machine, instead of cloning one that has booted")
+    given = sub.add_mutually_exclusive_group()
+    given.add_argument("--mount", metavar="DIR[:ro]", help="a directory of this host, at /mnt/host, where PROGRAM runs")
+    given.add_argument("--sync", action="store_true", help="give it a copy of the current one, and show what changed")
+    sub.add_argument("--apply", action="store_true", help="with --sync: change it here, too")
+    sub.add_argument("--keep", action="store_true", help="do not throw it away, and say how it is entered")
     sub.add_argument("--net", choices=("none", "user"), default="none", help="what it reaches (none)")
-    sub.add_argument("--memory", metavar="SIZE", help="of the machine (512M)")
+    sub.add_argument("--memory", metavar="SIZE", help="of the machine (512M; 1G where a system is on a disk)")
     sub.add_argument("--cpus", type=_count, default=1, metavar="N", help="of the machine (1)")
     sub.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="kill the program after so long")
     sub.add_argument("-t", "--tty", action="store_true", help="give it a terminal, which is yours (where there is one)")

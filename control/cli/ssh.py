@@ -139,7 +139,11 @@ def _enter_by_agent(desk: Desk, name: str, line: str) -> int:
 
     is_terminal = not line and not desk.is_json and os.isatty(0)
     return run_in_guest(
-        desk, name, {"argv": ["sh", "-c", line or LOGIN_SHELL]}, is_terminal=is_terminal, shows={"via": "agent"}
+        desk,
+        name,
+        {"argv": ["sh", "-c", line or LOGIN_SHELL]},
+        is_terminal=is_terminal,
+        find_more=lambda: {"via": "agent"},
     )
 
 

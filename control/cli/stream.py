@@ -14,12 +14,8 @@ from typing import Any
 
 from control.errors import StateError
 from control.vm.collect import Collected
-from control.vm.remote import Remote, decode_output, encode_input, read_answer
+from control.vm.remote import PIECE_BYTES, WINDOW_BYTES, Remote, decode_output, encode_input, read_answer
 
-WINDOW_BYTES = 256 * 1024
-"""What a supervisor takes before it says that it was taken (docs/control.md)."""
-
-PIECE_BYTES = 32 * 1024
 CLOSE_S = 5.0
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from control.errors import ImageBuildError, WaitTimeout
 from control.image.disk import grow_disk
 from control.image.workshop import Workshop, show_lines
-from control.paths import BUILD, ROOT
+from control.paths import BUILD, IMAGE, ROOT
 from control.spec.image import ImageDeclaration
+from control.streams import Completed, PipedRunner
 
 TIMEOUT_S = 3600.0
 """It downloads and installs a system."""
@@ -17,7 +21,7 @@ TIMEOUT_S = 3600.0
 
 def make_debian(image: ImageDeclaration, shop: Workshop, scratch: Path) -> Path:
     """Make a small Debian with our agent. Raises ImageBuildError, HostError, WaitTimeout."""
-    _run_door(shop, "debian/build.py", ["disk", "--recipe", "debian", "--output", str(scratch)])
+    _run_shops_door(shop, "debian/build.py", ["disk", "--recipe", "debian", "--output", str(scratch)])
     made = scratch / "debian.qcow2"
     if image.img_size:
         grow_disk(made, image.img_size, shop)
@@ -28,19 +32,56 @@ def make_builtin(image: ImageDeclaration, shop: Workshop, *, force: bool) -> boo
     """See to it that the built-in guest is there; tells whether it was made. Raises as `make_debian`."""
     if image.path.exists() and not force:
         return False
-    _run_door(shop, "build.py", ["--output", str(image.path.parent), *(["--force"] if force else [])])
+    _run_shops_door(shop, "build.py", ["--output", str(image.path.parent), *(["--force"] if force else [])])
     return True
 
 
-def _run_door(shop: Workshop, door: str, words: list[str]) -> None:
-    program = ROOT / "iso" / door
-    if not program.is_file():
-        raise ImageBuildError(
-            "it is made from a checkout, and this is none", hint="git clone the project, and run it there"
-        )
-    lines = _Lines(shop)
-    argv = [sys.executable, str(program), *words, "--cache", str(BUILD / "cache")]
-    done = shop.run(argv, timeout_s=TIMEOUT_S, on_stderr=lines.take)
+@dataclass(frozen=True)
+class Ours:
+    """An image that there is without any configuration: what makes it, and the file that VMs look for."""
+
+    door: str
+    words: tuple[str, ...]
+    file: str
+
+
+OURS = {"builtin": Ours("build.py", (), "unhinged.iso"), "debian": Ours("debian/build.py", ("disk",), "debian.qcow2")}
+
+
+def make_ours(name: str, runner: PipedRunner, note: Callable[[str], None], *, force: bool = False) -> Path:
+    """Bring one of `OURS` up to date where every VM looks for it, and return that.
+
+    Args:
+        note: Is told how far it is, a line at a time.
+
+    Raises:
+        ImageBuildError, WaitTimeout: It cannot be made; an older one is as it was.
+    """
+    ours = OURS[name]
+    more = ["--force"] if force else []
+
+    def run(argv: list[str], take: Callable[[bytes], None]) -> Completed:
+        return asyncio.run(runner(argv, timeout_s=TIMEOUT_S, on_stderr=take))
+
+    _run_door(run, note, ours.door, [*ours.words, "--output", str(IMAGE), *more])
+    return IMAGE / ours.file
+
+
+def _run_shops_door(shop: Workshop, door: str, words: list[str]) -> None:
+    def run(argv: list[str], take: Callable[[bytes], None]) -> Completed:
+        return shop.run(argv, timeout_s=TIMEOUT_S, on_stderr=take)
+
+    _run_door(run, shop.note, door, words)
+
+
+def _run_door(
+    run: Callable[[list[str], Callable[[bytes], None]], Completed],
+    note: Callable[[str], None],
+    door: str,
+    words: list[str],
+) -> None:
+    lines = _Lines(note)
+    done = run([sys.executable, str(ROOT / "iso" / door), *words, "--cache", str(BUILD / "cache")], lines.take)
     seen = show_lines(done.stderr[-4000:])
     if done.timed_out:
         raise WaitTimeout(f"iso/{door} to end", TIMEOUT_S, last_seen=seen)
@@ -54,11 +95,11 @@ def _run_door(shop: Workshop, door: str, words: list[str]) -> None:
 class _Lines:
     """Passes on what comes in pieces, a line at a time."""
 
-    def __init__(self, shop: Workshop) -> None:
-        self._shop = shop
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
         self._rest = b""
 
     def take(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            self._shop.note(line.decode("utf-8", "replace"))
+            self._note(line.decode("utf-8", "replace"))

@@ -20,9 +20,13 @@ _PIECE_BYTES = 65536
 
 
 class Detached:
-    """A program that was let go of, but for the socket that is its stdin. Use it as a context manager."""
+    """A program that was let go of, but for the socket that is its stdin. Use it as a context manager.
 
-    def __init__(self, first_half: int, peer: socket.socket) -> None:
+    Args:
+        first_half: What is waited for at the end: a child of ours. None for what is no child.
+    """
+
+    def __init__(self, first_half: int | None, peer: socket.socket) -> None:
         self._first_half = first_half
         self._peer = peer
 
@@ -32,8 +36,28 @@ class Detached:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it: a program that was given nothing ends."""
         self._peer.close()
-        os.waitpid(self._first_half, 0)
+        if self._first_half is not None:
+            os.waitpid(self._first_half, 0)
+
+    def start_another(self) -> Detached:
+        """Have the program, which is made for this, become another one with a socket of its own.
+
+        Raises:
+            HostError: It is not there any more.
+        """
+        ours, its = socket.socketpair()
+        with its:
+            try:
+                socket.send_fds(self._peer, [b"+"], [its.fileno()])
+            except OSError as error:
+                ours.close()
+                raise HostError(f"a program of ours has ended: {error.strerror}", hint="try again") from error
+        return Detached(None, ours)
 
     def give(self, data: bytes, descriptors: Sequence[int]) -> None:
         """Give it `data`, to the end of its stdin, and copies of `descriptors`; one that has ended is told nothing."""

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from control.console.escape import ESCAPE_KEY
@@ -285,9 +286,24 @@ def attach_to_vm(
 ) -> Session:
     """Return a session that is open until `detach_vm`; otherwise as `open_session`."""
     from control.session.configuration import find_configuration
-    from control.vm.reach import connect
 
     runtime = find_configuration(config).runtime
+    return attach_at(runtime, name, console=console, mode=mode, since=since, timeout=timeout, raw=raw)
+
+
+def attach_at(
+    runtime: Path,
+    name: str,
+    *,
+    console: str = "",
+    mode: Literal["write", "steal", "read"] = "write",
+    since: Literal["prompt", "start", "now"] = "prompt",
+    timeout: float = TIMEOUT_S,
+    raw: bool = False,
+) -> Session:
+    """As `attach_to_vm`, for a machine that belongs to no configuration."""
+    from control.vm.reach import connect
+
     start = {"prompt": None, "start": 0, "now": None}[since]
     attached = Attached(
         lambda: connect(runtime, name), console=console, mode=mode, who=f"a script (pid {os.getpid()})", start=start

@@ -72,6 +72,7 @@ class Disk:
     interface: Interface = "virtio"
     serial: str = ""
     read_only: bool = False
+    has_mailboxes: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Share:
     """A host directory the guest can mount over 9p by its `tag`.
 
     Attributes:
+        read_only: Whether QEMU refuses whatever the guest wants to change.
+        has_mailboxes: Whether messages are exchanged in it as well (docs/protocol.md).
         security_model: How owners and modes are kept on the host; `mapped-xattr` keeps a hostile guest from making
             set-uid files there (QEMU manual, `-fsdev local`).
     """
@@ -103,6 +106,8 @@ class Share:
     path: Path
     tag: str = "host"
     security_model: Literal["mapped-xattr", "mapped-file", "none"] = "mapped-xattr"
+    read_only: bool = False
+    has_mailboxes: bool = True
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def build_record(
         agent=spec.agent,
         bulk=spec.agent,
         hvc0=spec.hvc0,
-        share=str(spec.share.path) if spec.share else "",
+        share=str(spec.share.path) if spec.share and spec.share.has_mailboxes else "",
         sockets=str(files.sockets),
         spec=to_plain(spec),
         ports=dict(ports),

@@ -86,7 +86,7 @@ def _declare(parent: VMDeclaration, name: str) -> VMDeclaration:
     if ssh is not None and ssh.port is not None and not ssh.is_elsewhere:
         ssh = replace(ssh, port="auto")
     forwards = tuple(replace(forward, host="auto") for forward in parent.forwards)
-    return replace(parent, name=name, depends_on=(), ssh=ssh, forwards=forwards, restart="no")
+    return replace(parent, name=name, abstract=False, depends_on=(), ssh=ssh, forwards=forwards, restart="no")
 
 
 # -- making one --------------------------------------------------------------------------------------------------------

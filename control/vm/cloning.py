@@ -132,13 +132,20 @@ def _is_abandoned(files: InstanceFiles) -> bool:
 
 
 def make_clone(
-    location: Location, template: str, name: str, *, hired: Detached | None = None, with_us: bool = False
+    location: Location,
+    template: str,
+    name: str,
+    *,
+    hired: Detached | None = None,
+    with_us: bool = False,
+    own: Mapping[str, Any] | None = None,
 ) -> None:
     """Make the running clone `name`, a reserved name, of a template; it is a machine of its own when this returns.
 
     Args:
         hired: A supervisor that loads already.
         with_us: It ends with this process, in whatever way that ends, and nothing of it is left.
+        own: What it has in the place of its template's: parts of a `VMSpec` on which no state depends.
 
     Raises:
         StateError: There is no such template.
@@ -152,7 +159,7 @@ def make_clone(
             clones.write_parentage(files, Parentage(template, source.vm, source.qemu))
             frozen = templates.find_frozen(location.runtime, template)
             spec = asyncio.run(clones.build_clone(source.spec, name, files, frozen))
-            spec, ports = _take_ports(spec)
+            spec, ports = _take_ports(replace(spec, **(own or {})))
             with hold(files) as lock:
                 if lock is None:
                     raise StateError(f"{name} is held by another program", state=name, required=("free",))

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from control.errors import StateError
-from control.vm.remote import Remote, decode_output, read_answer
+from control.vm.remote import (
+    PIECE_BYTES,
+    WINDOW_BYTES,
+    Remote,
+    decode_output,
+    encode_input,
+    read_answer,
+)
 
 KEPT_BYTES = 16 * 1024 * 1024
 """What is kept of each output."""
@@ -33,18 +40,30 @@ class Collected:
         return {**texts, "truncated": self._is_truncated}
 
 
-def collect_exec(remote: Remote, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a program in the guest that reads nothing, and return what it said with how it ended.
+def collect_exec(remote: Remote, params: Mapping[str, Any], stdin: bytes = b"") -> dict[str, Any]:
+    """Run a program in the guest that reads `stdin`, and return what it said with how it ended.
 
     Raises:
         RemoteError: It could not be run.
         StateError: The supervisor is gone.
     """
-    collected = Collected()
-    number = remote.begin("exec", {**params, "stdin": False})
-    for message in remote.messages(ANSWER_S):
+    collected, left, outstanding = Collected(), memoryview(stdin), 0
+    number = remote.begin("exec", {**params, "stdin": bool(stdin)})
+    has_ended = not stdin
+    while True:
+        while not has_ended and outstanding + PIECE_BYTES <= WINDOW_BYTES:
+            piece, left = bytes(left[:PIECE_BYTES]), left[PIECE_BYTES:]
+            remote.notify("input", call=number, data=encode_input(piece), end=not piece)
+            outstanding += len(piece)
+            has_ended = not piece
+        message = next(remote.messages(ANSWER_S), None)
+        if message is None:
+            raise StateError(
+                "the VM's supervisor has gone in the middle of this", state="unknown", required=("RUNNING",)
+            )
         if message.get("id") == number and "method" not in message:
             return {**read_answer(message), **collected.to_plain()}
         if message.get("method") == "output":
             collected.take(message["params"]["stream"], decode_output(message["params"]))
-    raise StateError("the VM's supervisor has gone in the middle of this", state="unknown", required=("RUNNING",))
+        elif message.get("method") == "taken":
+            outstanding -= message["params"]["bytes"]

@@ -36,6 +36,9 @@ _REST = (
 )
 """What is needed once QEMU has been started; each loads little more than those before it."""
 
+_CLONES = ("control.vm.clones", "control.vm.freeze", "control.vm.snapshots", "control.agent.guest")
+"""What one needs beside that whose VM is a clone, or is worked with through its agent."""
+
 _PIECE_BYTES = 65536
 
 
@@ -58,6 +61,12 @@ def main() -> int:
         report.tell_failure(ControlError(f"an error of ours: {error!r}", hint="please report it"))
         return 1
     return 0
+
+
+def load_all() -> None:
+    """Load all that a supervisor needs."""
+    for module in (*_REST, *_CLONES):
+        importlib.import_module(module)
 
 
 def _load(peer: socket.socket) -> None:

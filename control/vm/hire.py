@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from control.process.detach import Detached, start_detached
+
+AGENCY = "--agency"
+"""What `supervise.py` is started with to be one; that program imports nothing before it has let go of us."""
 
 _PROGRAM = Path(__file__).with_name("supervise.py")
 
@@ -20,3 +25,33 @@ def hire(name: str, directory: Path) -> Detached:
         HostError: It cannot be started; nothing runs.
     """
     return start_detached([sys.executable, "-P", str(_PROGRAM), name, str(directory)])
+
+
+class Agency:
+    """Supervisors for whoever needs many: what they load is loaded once. Use it as a context manager.
+
+    Args:
+        directory: As `hire` has it.
+
+    Raises:
+        HostError: It cannot be started.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._program = hire(AGENCY, directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it; those it has hired out stay."""
+        self._program.close()
+
+    def hire(self) -> Detached:
+        """As the function does; raises HostError."""
+        return self._program.start_another()

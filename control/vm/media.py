@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Literal
 
 from control.errors import ImageError
 from control.spec.vm_spec import DiskFormat
@@ -21,6 +22,18 @@ KERNEL_MAGIC, KERNEL_MAGIC_OFFSET = b"HdrS", 0x202
 
 ELF_MAGIC = b"\x7fELF"
 HEAD_BYTES = 33 * 1024
+
+
+def recognize(path: Path) -> Literal["iso", "kernel", "disk"]:
+    """Say what a file is by its first bytes; what is nothing else is a disk. Raises ImageError when it cannot be read.
+
+    An ISO made for USB sticks begins as a disk does, and is an ISO.
+    """
+    head = _read_head(path, "IMAGE")
+    if head[ISO_MAGIC_OFFSET : ISO_MAGIC_OFFSET + 5] == ISO_MAGIC:
+        return "iso"
+    is_linux = head[KERNEL_MAGIC_OFFSET : KERNEL_MAGIC_OFFSET + 4] == KERNEL_MAGIC
+    return "kernel" if is_linux or head.startswith(ELF_MAGIC) else "disk"
 
 
 def check_iso(path: Path) -> Path:
@@ -75,7 +88,7 @@ def check_disk(path: Path, *, is_written: bool = True, key: str = "DISK") -> Dis
     return "raw"
 
 
-def check_share(path: Path) -> Path:
+def check_share(path: Path, *, is_written: bool = True) -> Path:
     """Return `path` when it is a directory the VM can use. Raises ImageError."""
     _check_name(path, "SHARE")
     try:
@@ -86,8 +99,9 @@ def check_share(path: Path) -> Path:
         ) from error
     if not is_directory:
         raise ImageError(f"{path} is not a directory", hint="SHARE= takes a directory; make it first")
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise ImageError(f"{path} cannot be read and written", hint="chmod u+rwx, or share another directory")
+    if not os.access(path, os.R_OK | os.X_OK | (os.W_OK if is_written else 0)):
+        what = "read and written" if is_written else "read"
+        raise ImageError(f"{path} cannot be {what}", hint="look at the rights there, or share another directory")
     return path
 
 

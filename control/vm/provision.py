@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from control.errors import HostError, ImageError
-from control.paths import IMAGE, InstanceFiles
+from control.paths import IMAGE, IS_CHECKOUT, InstanceFiles
 from control.process.run import run
 from control.spec.vm_spec import DiskFormat
 from control.units import MIB, format_size, parse_size_bytes
@@ -24,6 +24,14 @@ OVMF_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 """Debian package ovmf 2022.11."""
 
 
+HOW_TO_BUILD = (
+    {"builtin": "make image", "debian": "make image-debian"}
+    if IS_CHECKOUT
+    else {name: f"unhinged img build {name}" for name in ("builtin", "debian")}
+)
+"""By the name of one of our own images."""
+
+
 def build_command_line(append: str) -> str:
     """The command line for a kernel of the user's: with our console, unless they name one."""
     return append if "console=" in append else f"console=ttyS0 {append}".strip()
@@ -35,7 +43,7 @@ def read_manifest() -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ImageError(f"{path} is damaged: {error}", hint="build the image again: make clean image") from error
+        raise ImageError(f"{path} is damaged: {error}", hint=f"remove it, and: {HOW_TO_BUILD['builtin']}") from error
     return manifest
 
 
@@ -43,7 +51,7 @@ def get_builtin_file(name: str) -> Path:
     """Return a file of the built-in image. Raises ImageError when it is not built."""
     path = IMAGE / name
     if not path.is_file():
-        raise ImageError(f"the built-in guest image is not built: {path} is missing", hint="make image")
+        raise ImageError(f"the built-in guest image is not built: {path} is missing", hint=HOW_TO_BUILD["builtin"])
     return path
 
 

@@ -21,6 +21,11 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0
 """A supervisor answers within a millisecond; what takes longer by its nature is given a time of its own."""
 
+WINDOW_BYTES = 256 * 1024
+"""What a supervisor takes of an input before it says that it was taken (docs/control.md)."""
+
+PIECE_BYTES = 32 * 1024
+
 _CHUNK = 65536
 _FAILED = -32000
 

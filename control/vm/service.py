@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,7 @@ class Service:
         given_up: Set once somebody asked for its end: it is then not started again.
         over: Set once there is no VM, and will be none.
         restarts: How often it was started again.
+        on_keep: Called when a VM that was to end with another process is to go on without that.
     """
 
     def __init__(self, name: str, files: InstanceFiles, notes: Notes) -> None:
@@ -73,6 +74,7 @@ class Service:
         self.given_up = asyncio.Event()
         self.over = asyncio.Event()
         self.restarts = 0
+        self.on_keep: Callable[[], None] = lambda: None
         self._keeping = asyncio.Lock()  # one snapshot or template is worked with at a time
         self._name = name
         self._files = files
@@ -84,6 +86,7 @@ class Service:
             "status": self._status,
             "stop": self._stop,
             "kill": self._kill,
+            "keep": self._keep,
             "pause": self._pause,
             "resume": self._resume,
             "wait": self._wait,
@@ -161,6 +164,11 @@ class Service:
         while self.vm is None and not self.over.is_set():  # noqa: ASYNC110 - whoever runs the VM sets it, before or after
             await asyncio.sleep(LOOK_S)
         return self.vm
+
+    async def _keep(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        self._living()
+        self.on_keep()
+        return {}
 
     async def _pause(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         vm = self._living()

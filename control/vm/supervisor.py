@@ -36,7 +36,7 @@ CALM_S = 60.0
 class Supervisor:
     """Sees one instance through all its runs."""
 
-    def __init__(self, files: InstanceFiles, job: Mapping[str, Any], report: Report, newborn: Newborn | None) -> None:
+    def __init__(self, files: InstanceFiles, job: dict[str, Any], report: Report, newborn: Newborn | None) -> None:
         self._files = files
         self._name: str = job["name"]
         self._notes = Notes()
@@ -49,21 +49,30 @@ class Supervisor:
         self._ports: dict[str, int] = job.get("ports", {})
         self._restart: str = job.get("restart", "no")
         self._waits: bool = job.get("waits", False)
-        self._owner: Mapping[str, int] | None = job.get("owner")
+        self._job = job
+        self._watching: asyncio.Task[None] | None = None
+        self._service.on_keep = self._keep
 
     async def run(self) -> None:
         """Serve until the VM has ended for good, or we are told to go. Raises what kept it from starting."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._leave.set)
-        watching = loop.create_task(self._end_with_owner(self._owner)) if self._owner is not None else None
+        if (owner := self._job.get("owner")) is not None:
+            self._watching = loop.create_task(self._end_with_owner(owner))
         async with serve(self._files.control_socket, self._service.methods):
             try:
                 await self._run_again_and_again()
             finally:
                 self._service.over.set()
-                if watching is not None:
-                    watching.cancel()
+                if self._watching is not None:
+                    self._watching.cancel()
+
+    def _keep(self) -> None:
+        """Go on also when the process has ended that the VM was for; `control.vm.duty` looks at the job as well."""
+        self._job.pop("owner", None)
+        if self._watching is not None:
+            self._watching.cancel()
 
     async def _end_with_owner(self, owner: Mapping[str, int]) -> None:
         """End the VM once the process is gone that it is for, in whatever way that ended."""
@@ -125,7 +134,7 @@ class Supervisor:
                 if newborn is None:
                     newborn = stack.enter_context(self._start_again())
                 async with open_newborn(
-                    newborn, self._files, self._notes, for_person=True, outlives_us=self._owner is None
+                    newborn, self._files, self._notes, for_person=True, outlives_us=self._job.get("owner") is None
                 ) as vm:
                     if (frozen := getattr(newborn.spec, "frozen", None)) is not None:
                         from control.vm.clones import wake  # only a clone pays for it
@@ -201,6 +210,6 @@ def _when_started_again(spec: AnySpec) -> AnySpec:
     return replace(spec, frozen=None) if isinstance(spec, VMSpec) else spec
 
 
-async def supervise(files: InstanceFiles, job: Mapping[str, Any], report: Report, newborn: Newborn | None) -> None:
+async def supervise(files: InstanceFiles, job: dict[str, Any], report: Report, newborn: Newborn | None) -> None:
     """See the VM of `job` through; with `newborn`, its QEMU runs already. Raises what kept it from starting."""
     await Supervisor(files, job, report, newborn).run()

@@ -11,7 +11,7 @@ from control.errors import StateError, WaitTimeout
 from control.spec.plain import to_plain
 from control.spec.vm_spec import Frozen, VMSpec
 from control.vm import templates
-from control.vm.disposable import BOOT_WAIT_S, NAME
+from control.vm.disposable import BOOT_WAIT_S, NAME, make_overlays
 from control.vm.freeze import write_state
 from control.vm.service import Notes
 from control.vm.snapshots import query_version
@@ -37,25 +37,18 @@ class _Boot(Notes):
 
 
 async def make_template(name: str, draft: Path, spec: VMSpec) -> Template:
-    """Boot the machine with its memory in the draft, and write down what else there is to it.
+    """Boot the machine with its memory, and what it writes to its disks, in the draft; then write down the rest of it.
 
     Raises:
-        LaunchError, BootError, MonitorError, WaitTimeout: It does not come up, or cannot be written down.
+        LaunchError, BootError, MonitorError, HostError, WaitTimeout: It does not come up, or cannot be written down.
     """
     boot = _Boot()
+    spec = replace(spec, disks=await make_overlays(spec, draft))
     with templates.open_maker(draft, name) as files:
         booting = replace(spec, name=name, frozen=Frozen(draft / "memory", None, is_shared=True))
         async with open_vm(booting, files, boot) as vm:
             await vm.resume()
-            finished = asyncio.ensure_future(boot.is_finished.wait())
-            await asyncio.wait((finished, vm.ended), timeout=BOOT_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
-            if vm.ended.done():
-                raise vm.ended.result().error or StateError(
-                    "the guest has ended", state="STOPPED", required=("RUNNING",)
-                )
-            if not finished.done():
-                finished.cancel()
-                raise WaitTimeout("the guest to come up", BOOT_WAIT_S, last_seen=vm.watch.last_lines(8))
+            await _wait_until_up(vm, boot)
             # What clones are woken by and used for is in their memory then, and need not be loaded by each.
             await vm.guest.identity()
             await vm.guest.run(["true"])
@@ -66,6 +59,39 @@ async def make_template(name: str, draft: Path, spec: VMSpec) -> Template:
             await vm.kill()
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     return Template(name, NAME, made_at, version, templates.measure(draft), to_plain(spec))
+
+
+async def _wait_until_up(vm: VM, boot: _Boot) -> None:
+    """Wait for the agent, and for the end of all that the guest does at its start.
+
+    Raises:
+        BootError: It seems to have failed.
+        WaitTimeout: It takes too long.
+    """
+    ready = asyncio.ensure_future(vm.agent.ready.wait())
+    try:
+        await asyncio.wait((ready, vm.ended), timeout=BOOT_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+        if vm.ended.done():
+            raise vm.ended.result().error or StateError("the guest has ended", state="STOPPED", required=("RUNNING",))
+        if not ready.done():
+            hint = (
+                "a machine that commands are run in needs our agent (docs/agent.md), and a kernel with virtio-console"
+            )
+            raise WaitTimeout("the guest's agent", BOOT_WAIT_S, last_seen=vm.watch.last_lines(8), hint=hint)
+    finally:
+        ready.cancel()
+    if await _has(vm, "/run/systemd/system"):
+        await vm.guest.run(["systemctl", "is-system-running", "--wait"], check=False, timeout_s=BOOT_WAIT_S)
+    elif await _has(vm, "/usr/lib/unhinged/report"):
+        try:
+            async with asyncio.timeout(BOOT_WAIT_S):
+                await boot.is_finished.wait()
+        except TimeoutError:
+            raise WaitTimeout("the guest to come up", BOOT_WAIT_S, last_seen=vm.watch.last_lines(8)) from None
+
+
+async def _has(vm: VM, path: str) -> bool:
+    return (await vm.guest.run(["test", "-e", path], check=False)).exit_code == 0
 
 
 async def _wait_until_calm(vm: VM) -> None:

@@ -29,6 +29,16 @@ _VERSION = re.compile(r'^VERSION = "([^"]+)"$', re.MULTILINE)
 _GOOD_VERSION = re.compile(r"[0-9][A-Za-z0-9.+~]*")
 
 
+def read_licence() -> str:
+    """Return the licence of all this: the checkout's file, or that of the installed package."""
+    path = REPOSITORY / "LICENSE"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    from importlib.metadata import distribution
+
+    return distribution("unhinged-vm").read_text("licenses/LICENSE") or ""
+
+
 def read_version(agent: Path = AGENT) -> str:
     """Return the agent's own version."""
     match = _VERSION.search((agent / "__init__.py").read_text(encoding="utf-8"))

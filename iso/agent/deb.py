@@ -56,7 +56,7 @@ def _control(tree: Tree, version: str) -> Tree:
 
 
 def _copyright() -> str:
-    licence = (content.REPOSITORY / "LICENSE").read_text(encoding="utf-8")
+    licence = content.read_licence()
     body = licence[licence.index("Permission is hereby") :].strip()
     return content.read_script("deb/copyright") + "".join(f" {line or '.'}\n" for line in body.splitlines())
 

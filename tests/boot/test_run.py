@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from control.errors import EXIT_TIMEOUT
+from control.paths import IMAGE
 from tests.qemu.fleets import Desk, finish, open_desk
 
 
@@ -73,8 +74,90 @@ def test_the_document(desk: Desk) -> None:
 
 def test_what_cannot_be_run(desk: Desk) -> None:
     done = desk.run("run", "--", "no-such-program")
-    assert done.exit_code != 0 and "no-such-program" in done.stderr and done.stdout == ""
+    assert done.exit_code == 127 and "no-such-program" in done.stderr and done.stdout == ""
+    assert desk.run("run", "--", "/etc/passwd").exit_code == 126
     assert "no program is named" in desk.run("run").stderr
+    assert find_machines(desk) == []
+
+
+def test_other_images(desk: Desk) -> None:
+    kernel = IMAGE / "bzImage"
+    done = desk.run("run", "--image", str(kernel), "--", "uname", "-s")
+    assert done.stdout == "Linux\n" and f"template of {kernel}" in done.stderr
+    tree = desk.directory / "linux"
+    (tree / "arch/x86/boot").mkdir(parents=True)
+    (tree / "arch/x86/boot/bzImage").symlink_to(kernel)
+    assert desk.run("run", "--fresh", "--image", str(tree), "--", "uname", "-s").stdout == "Linux\n"
+    done = desk.run("run", "--fresh", "--image", str(IMAGE / "unhinged.iso"), "--", "cat", "/proc/sys/kernel/hostname")
+    assert (done.exit_code, done.stdout) == (0, "unhinged\n")
+    assert desk.run("run", "--image", str(kernel), "--", "true").stderr == ""
+
+
+def test_an_image_that_is_none(desk: Desk) -> None:
+    done = desk.run("run", "--image", "no-such-image", "--", "true")
+    assert done.exit_code == 1 and "there is no image 'no-such-image'" in done.stderr
+    (desk.directory / "empty").mkdir()
+    done = desk.run("run", "--image", "./empty", "--", "true")
+    assert "no kernel was built in it" in done.stderr
+    assert find_machines(desk) == []
+
+
+def test_a_directory_is_given_to_it(desk: Desk) -> None:
+    given = desk.directory / "given"
+    given.mkdir()
+    (given / "file").write_text("here\n")
+    (given / "link").symlink_to("file")
+    done = desk.run("run", "--mount", f"{given}:ro", "--", "sh", "-c", "pwd; cat link; echo x > new")
+    assert done.stdout == "/work\nhere\n" and "Read-only file system" in done.stderr
+    assert sorted(path.name for path in given.iterdir()) == ["file", "link"]
+    assert desk.run("run", "--mount", str(given), "--", "sh", "-c", "echo x > new").exit_code == 0
+    assert (given / "new").read_text() == "x\n"
+
+
+CHANGES = "echo more >> kept; rm -r gone; mkdir -p made/in; echo n > made/in/file; ln -s kept link; chmod 755 tool"
+
+
+def test_a_copy_is_given_to_it(desk: Desk) -> None:
+    work = desk.directory / "copy"
+    (work / "gone").mkdir(parents=True)
+    for name in ("kept", "gone/file", "tool", "other"):
+        (work / name).write_text(name)
+    run = ("run", "--sync", "--", "sh", "-c", CHANGES)
+    told = ["D gone", "D gone/file", "M kept", "A link", "A made", "A made/in", "A made/in/file", "M tool"]
+    done = desk.run(*run, cwd=work)
+    lines = [line.removeprefix("unhinged: ") for line in done.stderr.splitlines()]
+    assert lines == [*told, "nothing of that is changed here; --apply would"]
+    assert (work / "kept").read_text() == "kept" and not (work / "made").exists()
+    done = desk.run("run", "--sync", "--apply", *run[2:], cwd=work)
+    assert [line.removeprefix("unhinged: ") for line in done.stderr.splitlines()] == told
+    assert (work / "kept").read_text() == "keptmore\n" and not (work / "gone").exists()
+    assert (work / "link").readlink() == Path("kept") and (work / "tool").stat().st_mode & 0o777 == 0o755
+    assert desk.run("run", "--sync", "--", "true", cwd=work).stderr == "unhinged: nothing was changed\n"
+
+
+def test_what_has_changed_here_too_is_left_alone(desk: Desk) -> None:
+    work = desk.directory / "both"
+    work.mkdir()
+    for name in ("mine", "theirs"):
+        (work / name).write_text("old")
+    script = "echo ready; read go; echo new > mine; echo new > theirs"
+    process = desk.begin("run", "--sync", "--apply", "--", "sh", "-c", script, stdin=subprocess.PIPE, cwd=work)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    (work / "mine").write_text("mine")
+    told = process.communicate("\n", timeout=60)[1]
+    assert "M mine (left alone: it has changed here, too)\nunhinged: M theirs\n" in told
+    assert ((work / "mine").read_text(), (work / "theirs").read_text()) == ("mine", "new\n")
+
+
+def test_one_that_is_kept(desk: Desk) -> None:
+    done = desk.run("run", "--keep", "--", "sh", "-c", "echo x > /root/x")
+    name = done.stderr.split("unhinged: ")[1].split()[0]
+    file = desk.directory / ".cache/unhinged/run/run.toml"
+    assert f"unhinged -c {file} exec {name} -t -- sh" in done.stderr
+    assert desk.run("run", "--", "true").exit_code == 0  # which sweeps what is left of others
+    assert desk.run("-c", str(file), "exec", name, "--", "cat", "/root/x").stdout == "x\n"
+    assert name in desk.run("-c", str(file), "list").stdout
+    assert desk.run("-c", str(file), "discard", name).exit_code == 0
     assert find_machines(desk) == []
 
 

@@ -69,11 +69,15 @@ class Desk:
         self.write("".join(PLAIN.format(name=name) for name in names) + more)
 
     def begin(
-        self, *words: str, stdin: int = subprocess.DEVNULL, environment: Mapping[str, str] = os.environ
+        self,
+        *words: str,
+        stdin: int = subprocess.DEVNULL,
+        environment: Mapping[str, str] = os.environ,
+        cwd: Path | None = None,
     ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*self.prefix, *COMMAND, *words],
-            cwd=self.directory,
+            cwd=cwd or self.directory,
             env={**environment, "HOME": str(self.directory)},
             stdin=stdin,
             stdout=subprocess.PIPE,
@@ -81,8 +85,8 @@ class Desk:
             text=True,
         )
 
-    def run(self, *words: str) -> Done:
-        return finish(self.begin(*words))
+    def run(self, *words: str, cwd: Path | None = None) -> Done:
+        return finish(self.begin(*words, cwd=cwd))
 
     def ask(self, schema: str, *words: str) -> Any:
         """Run a command with --json and return its document, which fits its schema or that of an error."""

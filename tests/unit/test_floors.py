@@ -22,7 +22,7 @@ FLOOR_OF_ROOM = {
     "vm": 3,
     "session": 4,
     "lua": 5, "web": 5,
-    "launch": 6, "cli": 6,
+    "launch": 6, "cli": 6, "testing": 6,
     "simple_vm_launcher": 7, "enhanced_vm_launcher": 7, "unhinged_launcher": 7,
 }  # fmt: skip
 MEANS, FACES, DOORS = 2, 6, 7
@@ -36,6 +36,7 @@ DOOR_OF_DEPENDENCY = {
     "pexpect": ("control/session/engine.py",),
     "aiohttp": ("control/web/",),
     "cryptography": ("control/web/tls.py",),
+    "pytest": ("control/testing/plugin.py",),
 }
 STARTS_PROCESSES = ("subprocess", "multiprocessing", "pty")
 PROCESS_CALLS = ("fork", "forkpty", "system", "popen", "posix_spawn", "posix_spawnp", "create_subprocess_exec",
