@@ -169,6 +169,7 @@ bench: setup image deps-install-browser ## measure speed and memory; prints a ta
 
 pictures: setup image deps-install-browser ## draw the pictures of the documentation anew
 	@$(VENV)/bin/python docs/pictures/draw_start.py
+	@$(VENV)/bin/python docs/pictures/draw_timeline.py
 	@$(VENV)/bin/python docs/pictures/draw_web.py
 
 ##@ Clean

@@ -146,6 +146,16 @@ class InstanceFiles:
         return self.directory / "holder.end"
 
     @property
+    def timeline(self) -> Path:
+        """When what happened since it was started."""
+        return self.directory / "timeline.jsonl"
+
+    @property
+    def timeline_before(self) -> Path:
+        """The same of the run before."""
+        return self.directory / "timeline.before.jsonl"
+
+    @property
     def messages(self) -> Path:
         return self.directory / "messages.jsonl"
 

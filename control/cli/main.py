@@ -225,6 +225,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_one("undo", "snapshot:undo", "put a VM back to before the last exec --checkpoint")
 
+    sub = add_one("timeline", "timeline:timeline", "show when what happened at its start: what took how long")
+    sub.add_argument(
+        "--compare", nargs="?", const="the run before", metavar="NAME|FILE", help="with another's, or the run before"
+    )
+    sub.add_argument("--before", action="store_true", help="that of the run before")
+    sub.add_argument("--all", action="store_true", help="every entry, also those after the start")
+    sub.add_argument("--format", choices=("text", "svg", "html", "json", "chrome"), default="text", help="(text)")
+    sub.add_argument("-o", "--output", metavar="FILE", help="write it there")
     sub = add("web", "web:web", "show all VMs in a browser: screens, consoles, files, buttons")
     sub.add_argument("--address", default="127.0.0.1", help="an IP address to listen at (127.0.0.1)")
     sub.add_argument("--port", type=_port, default=8006, help="0: one that is free (8006)")

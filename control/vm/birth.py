@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from control.argv import build_argv
 from control.errors import HostError
@@ -19,7 +19,8 @@ from control.paths import InstanceFiles
 from control.process.handle import Keeper, ProcessHandle, start_keeper, start_process
 from control.spec.held import HeldSpec
 from control.spec.plain import AnySpec, to_plain
-from control.spec.vm_spec import RawSpec
+from control.spec.vm_spec import RawSpec, Spec
+from control.timeline.writer import begin_timeline
 from control.vm.instance import Record, read_host_boot_id, remove_stale_files, write_atomically, write_record
 from control.vm.states import State
 
@@ -59,6 +60,8 @@ def start_machine(
     lay_consoles(files)
     if isinstance(spec, HeldSpec):
         lay_holder(spec, files)
+    if not isinstance(spec, HeldSpec):
+        begin_timeline(files.timeline, files.timeline_before, _describe_start(spec))
     argv = build_argv(spec, files)
     write_atomically(files.argv, json.dumps(argv, indent=1).encode())
     with start_keeper(files.pid, files.logs) as keeper:
@@ -77,6 +80,12 @@ def start_machine(
                     group.remove()
                 raise
             yield Newborn(spec, record, process, keeper)
+
+
+def _describe_start(spec: Spec) -> dict[str, Any]:
+    frozen = getattr(spec, "frozen", None)
+    what = "a clone" if frozen is not None and frozen.state is not None else "a boot"
+    return {"what": what, "accelerator": spec.accelerator or ""}
 
 
 def lay_consoles(files: InstanceFiles) -> None:

@@ -142,16 +142,19 @@ async def wake(vm: VM, frozen: Frozen) -> None:
             hint=f"make it again: unhinged template {parentage.vm} --as {parentage.template}",
         )
     assert frozen.state is not None
-    await take_state(vm, frozen.state, with_memory=False)
+    with vm.timeline.step("the state of its devices is loaded"):
+        await take_state(vm, frozen.state, with_memory=False)
     vm.watch.up = True  # it has booted, long ago
     await vm.resume()
-    await vm.agent.wait_until_ready(AGENT_WAIT_S)
-    await vm.guest.renew_identity(
-        _build_hostname(vm.name),
-        machine_id=secrets.token_hex(16),
-        seed=base64.b64encode(secrets.token_bytes(SEED_BYTES)).decode(),
-        macs=await _pick_macs(vm),
-    )
+    with vm.timeline.step("the agent wakes"):
+        await vm.agent.wait_until_ready(AGENT_WAIT_S)
+    with vm.timeline.step("it becomes a machine of its own"):
+        await vm.guest.renew_identity(
+            _build_hostname(vm.name),
+            machine_id=secrets.token_hex(16),
+            seed=base64.b64encode(secrets.token_bytes(SEED_BYTES)).decode(),
+            macs=await _pick_macs(vm),
+        )
     vm.mark("a machine of its own")
 
 

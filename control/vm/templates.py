@@ -258,12 +258,15 @@ async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
     started = time.monotonic()
     async with standing_still(vm):
         try:
-            await write_state(vm, directory / _STREAM, with_memory=True)
+            with vm.timeline.step("memory and devices are written down"):
+                await write_state(vm, directory / _STREAM, with_memory=True)
         except MonitorError as error:
             raise explain_refusal(vm, error) from error
         # QEMU has let go of its disks until the guest runs again.
-        disks = [await _copy_disk(disk, directory / f"disk{index}") for index, disk in enumerate(spec.disks)]
+        with vm.timeline.step("its disks are copied"):
+            disks = [await _copy_disk(disk, directory / f"disk{index}") for index, disk in enumerate(spec.disks)]
     seconds = round(time.monotonic() - started, 3)
+    vm.timeline.note("step", "it stands still for a template", began=started)
     vm.mark("frozen")
     plain = dict(vm.record.spec)
     plain["disks"] = [{**old, "path": str(new)} for old, new in zip(plain["disks"], disks, strict=True)]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from control.agent import AgentClient
 from control.console.channel import ConsoleChannel
+from control.console.search import PlainText
 from control.console.typed import Typed
 from control.errors import (
     EXIT_BOOT_HUNG,
@@ -40,6 +41,7 @@ from control.monitor import Monitor, MonitorEvent, open_monitor
 from control.paths import InstanceFiles
 from control.process.handle import Keeper, ProcessHandle
 from control.spec.vm_spec import Spec
+from control.timeline.writer import Writer
 from control.units import format_size
 from control.vm.birth import Newborn, start_machine
 from control.vm.consoles import Console, WiredConsole, open_shell
@@ -119,6 +121,7 @@ class VM:
         self.process = process
         self.phases: dict[str, float] = {}
         self.consoles: dict[str, Console] = {}
+        self.timeline = Writer()
         self._opening_shell = asyncio.Lock()
         self.hurry = asyncio.Event()
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -248,7 +251,7 @@ class VM:
 
     async def resume(self) -> None:
         """Let the guest's CPUs run."""
-        if self._state is State.STARTING:
+        if self._state is State.STARTING and not self.watch.up:  # a clone has booted, long ago
             self._reach("firmware")
         await self.monitor.execute("cont")
         if self._state is not State.RUNNING:
@@ -304,7 +307,11 @@ class VM:
         )
 
     def mark(self, label: str) -> None:
-        """Note in the recording of each console what happens now."""
+        """Note what happens now: in the timeline, and in the recording of each console."""
+        self.timeline.note("step", label)
+        self._mark_consoles(label)
+
+    def _mark_consoles(self, label: str) -> None:
         for console in self.consoles.values():
             console.recording.mark(label)
 
@@ -357,6 +364,8 @@ class VM:
         """Reach QEMU's sockets and begin to listen to them; the guest's CPUs have not run yet when QEMU is new."""
         connection = await connect_socket(self.files.qmp_socket, self.process, timeout_s=SOCKET_TIMEOUT_S)
         self._monitor = await stack.enter_async_context(open_monitor(connection))
+        self.timeline = Writer(self.files.timeline, self._listener.on_note)
+        stack.callback(self.timeline.close)
         self._console = self._open_channel(self.files.serial_log, stack)
         self._wire_console("ttyS0", self.files.serial_log, self.files.serial_typed, self._console)
         stack.callback(self._close_consoles)
@@ -385,6 +394,8 @@ class VM:
         if self._agent is not None:
             self._start_task(self._agent.serve())
             self._start_task(self._announce_agent(self._agent))
+        if self._state is State.STARTING:
+            self.timeline.note_start("QEMU sets itself up")
         if self._record.share:
             from control.share.watch import make_mailboxes, watch_mailboxes  # few VMs have one
 
@@ -429,12 +440,14 @@ class VM:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pump_console(self, console: ConsoleChannel, traffic: Traffic) -> None:
-        recording = self.consoles["ttyS0"].recording
+        recording, plain = self.consoles["ttyS0"].recording, PlainText()
         async for chunk in console.chunks():
             self.watch.feed(chunk)
             if self.watch.kernel_spoke:
                 self._reach("kernel")
             recording.said(chunk, console.position)
+            if self.timeline.is_open:
+                self.timeline.said(plain.feed(chunk))
             await self._listener.on_console(chunk)
             await traffic.take_console(chunk)
         self._tell_missed(console)
@@ -452,7 +465,9 @@ class VM:
             recording.said(chunk, channel.position)
 
     def _observe(self, message: Message) -> None:
-        self.mark(f"message: {message.text}")
+        self._mark_consoles(f"message: {message.text}")
+        if message.type != "heartbeat":  # one every few seconds, for as long as it runs
+            self.timeline.note("agent", message.text)
         if message.text == "booting" and message.type == "status":
             self._reach("init")
 
@@ -474,6 +489,7 @@ class VM:
     async def _follow_events(self, monitor: Monitor) -> None:
         async for event in monitor.events():
             LOG.debug("qemu event: %s %s", event.name, event.data)
+            self.timeline.note("qmp", f"{event.name} {json.dumps(event.data)}" if event.data else event.name)
             await self._take_event(monitor, event)
 
     async def _take_event(self, monitor: Monitor, event: MonitorEvent) -> None:
@@ -648,7 +664,8 @@ class VM:
         if phase not in self.phases:
             self.phases[phase] = time.monotonic() - self._started
             self._listener.on_phase(phase, self.phases[phase])
-            self.mark(phase)
+            self._mark_consoles(phase)
+            self.timeline.note("phase", phase)
 
     def _fail(self, error: ControlError) -> None:
         self._end(Ending("failed", error))

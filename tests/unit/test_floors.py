@@ -19,6 +19,7 @@ FLOOR_OF_ROOM = {
     "errors": 0, "failure": 0, "units": 0, "paths": 0, "log": 0, "streams": 0,
     "spec": 1, "wire": 1, "host": 1,
     "argv": 2, "process": 2, "monitor": 2, "console": 2, "agent": 2, "share": 2, "accel": 2, "ssh": 2, "image": 2,
+    "timeline": 2,
     "vm": 3,
     "session": 4,
     "lua": 5, "web": 5,
