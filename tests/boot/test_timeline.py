@@ -60,8 +60,8 @@ def test_the_steps_of_a_template_and_of_a_clone(desk: Desk) -> None:
     clone = desk.ask("timeline", "timeline", "one-1")
     steps = [entry["text"] for entry in clone["entries"] if entry["lane"] == "step"]
     assert steps == [
-        "QEMU sets itself up", "the state of its devices is loaded", "the agent wakes", "it becomes a machine of its own",
-        "a machine of its own",
+        "QEMU sets itself up", "the state of its devices is loaded", "the agent wakes",
+        "it becomes a machine of its own", "a machine of its own",
     ]  # fmt: skip
     assert clone["what"] == "a clone"
 
