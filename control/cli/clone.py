@@ -14,7 +14,7 @@ from control.errors import ConfigError
 from control.units import format_duration, format_size
 from control.vm import cloning
 from control.vm.clones import list_clones
-from control.vm.templates import Template, list_templates, read_template
+from control.vm.templates import Template, list_templates
 
 if TYPE_CHECKING:
     from control.process.detach import Detached
@@ -66,7 +66,8 @@ def _draw_table(desk: Desk, found: list[Template]) -> str:
 def fork(desk: Desk, find_supervisor: Callable[[], AbstractContextManager[Detached]]) -> int:
     """Make the clones; for each `find_supervisor` gives one that loads already."""
     options = desk.options
-    read_template(desk.runtime, options.template)  # before names are taken for clones of nothing
+    # Before names are taken for clones of nothing.
+    cloning.refresh_template(desk.location, options.template, desk.note)
     exact = options.name is not None and options.count == 1
     names = cloning.reserve_names(desk.fleet, options.name or options.template, options.count, exact=exact)
 

@@ -187,6 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("restore", "?", "put it back to TAG (the newest); one that does not run is started"),
         ("delete", None, "forget TAG"),
         ("list", "", "list the snapshots of a VM"),
+        ("diff", "?", "say which files of the guest have changed since TAG (the newest)"),
     ):
         sub = actions.add_parser(action, help=summary, description=summary, parents=[common])
         sub.add_argument("name", metavar="NAME")
@@ -199,7 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--fresh", action="store_true", help="boot a machine, instead of cloning one that has booted")
     given = sub.add_mutually_exclusive_group()
-    given.add_argument("--mount", metavar="DIR[:ro]", help="a directory of this host, at /mnt/host, where PROGRAM runs")
+    given.add_argument("--mount", metavar="DIR[:ro]", help="a directory of this host, at /work, where PROGRAM runs")
     given.add_argument("--sync", action="store_true", help="give it a copy of the current one, and show what changed")
     sub.add_argument("--apply", action="store_true", help="with --sync: change it here, too")
     sub.add_argument("--keep", action="store_true", help="do not throw it away, and say how it is entered")

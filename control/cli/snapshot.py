@@ -24,10 +24,22 @@ def snapshot(desk: Desk) -> int:
             desk.note(f"{name} has no snapshot; unhinged snapshot save {name} takes one")
         return 0
     tag = check_tag(desk.options.tag) if desk.options.tag else ""
+    if action == "diff":
+        return _diff(desk, name, tag)
     done = work_with_snapshot(desk.location, desk.fleet, name, action, tag)
     desk.show({"name": name, **done})
     if not desk.is_json:
         desk.note(_describe(name, action, done))
+    return 0
+
+
+def _diff(desk: Desk, name: str, tag: str) -> int:
+    from control.vm.twins import describe, find_changes
+
+    kept, changes = find_changes(desk.location, name, tag)
+    desk.show({"name": name, "snapshot": kept.describe(), "changes": describe(changes)}, "\n".join(map(str, changes)))
+    if not changes and not desk.is_json:
+        desk.note(f"nothing has changed since {kept.tag}")
     return 0
 
 

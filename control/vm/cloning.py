@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,49 @@ def _refuse_clones_of(runtime: Path, name: str) -> None:
             state="in use",
             required=("no clones",),
             hint=f"give the new one another name (--as), or: unhinged discard {' '.join(there[:10])}",
+        )
+
+
+def refresh_template(location: Location, name: str, say: Callable[[str], None]) -> None:
+    """Make a template again whose files have changed, when its VM runs from the new ones.
+
+    Args:
+        say: Is told of it.
+
+    Raises:
+        StateError: There is none, or it has changed and cannot be made again by itself; it is as it was.
+        RemoteError, ControlError: As `make_template`.
+    """
+    source = templates.read_template(location.runtime, name)
+    changed = source.find_changed()
+    if not changed:
+        return
+    if not _runs_since(location.runtime, source.vm, changed):
+        _refuse_changed(source)
+    say(f"{', '.join(changed[:3])} has changed since the template {name} was made: it is made again of {source.vm}")
+    make_template(location, source.vm, name)
+
+
+def _runs_since(runtime: Path, vm: str, changed: Iterable[str]) -> bool:
+    """Whether a VM runs that was started after all of these were changed."""
+    seen = look(runtime, vm)
+    if not seen.is_running or seen.record is None:
+        return False
+    try:
+        newest = max(Path(path).stat().st_mtime for path in changed)
+    except FileNotFoundError:
+        return False
+    return datetime.fromisoformat(seen.record.started_at).timestamp() > newest
+
+
+def _refuse_changed(source: Template) -> None:
+    """Raise StateError when the files that a template stands on are others now: its clones would read nonsense."""
+    if changed := source.find_changed():
+        raise StateError(
+            f"the template {source.name} was made of other files than there are now: {', '.join(changed[:3])}",
+            state="changed",
+            required=("as it was",),
+            hint=f"make it again: unhinged restart {source.vm} && unhinged template {source.vm} --as {source.name}",
         )
 
 
@@ -156,6 +200,7 @@ def make_clone(
         hiring = hire(name, files.directory) if hired is None else contextlib.nullcontext(hired)
         with hiring as supervisor, templates.hold_templates(location.runtime, alone=False):
             source = templates.read_template(location.runtime, template)
+            _refuse_changed(source)
             clones.write_parentage(files, Parentage(template, source.vm, source.qemu))
             frozen = templates.find_frozen(location.runtime, template)
             spec = asyncio.run(clones.build_clone(source.spec, name, files, frozen))

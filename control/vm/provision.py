@@ -112,6 +112,17 @@ async def make_overlay(path: Path, base: Path, base_format: DiskFormat, *, qemu_
         )
 
 
+async def list_chain(path: Path, *, qemu_img: str = "qemu-img") -> list[Path]:
+    """A disk and the images it lies over, from the top to the bottom. Raises HostError with qemu-img's words."""
+    argv = [qemu_img, "info", "-U", "--backing-chain", "--output=json", str(path)]
+    looked = await run(argv, timeout_s=QEMU_IMG_TIMEOUT_S)
+    try:
+        return [Path(each["filename"]) for each in json.loads(looked.stdout)]
+    except (ValueError, KeyError, TypeError) as error:
+        words = looked.stderr.decode("utf-8", "replace").strip()
+        raise HostError(f"what {path} lies over is not known: {words}", hint="is an image below it gone?") from error
+
+
 def takes_attributes(directory: Path) -> bool:
     """Whether the file system keeps user attributes, in which 9p then stores the guest's owners and modes."""
     try:

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,11 @@ from control.log import LOG
 from control.paths import InstanceFiles, check_instance_name, open_instance_files
 from control.process.run import run
 from control.spec.plain import from_plain
-from control.spec.vm_spec import Disk, Frozen, VMSpec
+from control.spec.vm_spec import DirectBoot, Disk, Frozen, IsoBoot, VMSpec
 from control.vm.clones import build_clone, discard, list_clones
 from control.vm.freeze import take_state, write_state
 from control.vm.instance import write_atomically
+from control.vm.provision import list_chain
 
 if TYPE_CHECKING:
     from control.vm.vm import VM
@@ -46,6 +47,7 @@ class Template:
         qemu: The version of the QEMU that froze it; no other can take its state.
         bytes: What it takes on this host's disk.
         spec: What that machine was, as plain data (`control.spec.plain`), with the template's own disks.
+        stands_on: The files outside of it that its clones read, each with what told it from others then.
     """
 
     name: str
@@ -54,12 +56,47 @@ class Template:
     qemu: str
     bytes: int
     spec: dict[str, Any]
+    stands_on: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """What users are shown of it."""
         plain = asdict(self)
-        del plain["spec"]
+        del plain["spec"], plain["stands_on"]
         return plain
+
+    def find_changed(self) -> list[str]:
+        """Those of the files it stands on that are not what they were, or not there any more."""
+        return [path for path, told in self.stands_on.items() if _look_at_file(Path(path)) != told]
+
+
+async def find_ground(plain: Mapping[str, Any], own: Path) -> dict[str, str]:
+    """The files that a VM is read from, images below its disks among them, but for those in the directory `own`.
+
+    Args:
+        plain: Its specification as plain data.
+
+    Raises:
+        HostError: qemu-img does not tell what a disk lies over.
+    """
+    spec = from_plain(plain)
+    assert isinstance(spec, VMSpec)
+    boot = spec.boot
+    paths = [boot.kernel, boot.initrd] if isinstance(boot, DirectBoot) else []
+    paths += [boot.iso] if isinstance(boot, IsoBoot) else []
+    paths.append(spec.ovmf)
+    for disk in spec.disks:
+        paths += await list_chain(disk.path)
+    outside = dict.fromkeys(path for path in paths if path is not None and own not in path.parents)
+    return {str(path): _look_at_file(path) for path in outside}
+
+
+def _look_at_file(path: Path) -> str:
+    """Empty when it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
+    return f"{found.st_size}:{found.st_mtime_ns}:{found.st_ino}"
 
 
 def find_directory(runtime: Path, name: str) -> Path:
@@ -264,7 +301,7 @@ async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
             raise explain_refusal(vm, error) from error
         # QEMU has let go of its disks until the guest runs again.
         with vm.timeline.step("its disks are copied"):
-            disks = [await _copy_disk(disk, directory / f"disk{index}") for index, disk in enumerate(spec.disks)]
+            disks = [await copy_disk(disk, directory / f"disk{index}") for index, disk in enumerate(spec.disks)]
     seconds = round(time.monotonic() - started, 3)
     vm.timeline.note("step", "it stands still for a template", began=started)
     vm.mark("frozen")
@@ -290,7 +327,7 @@ async def _prepare_agent(vm: VM) -> None:
         ) from error
 
 
-async def _copy_disk(disk: Disk, target: Path) -> Path:
+async def copy_disk(disk: Disk, target: Path) -> Path:
     """Copy a disk as it is, holes and all; where the file system can, nothing is copied until it changes."""
     if disk.read_only:
         return disk.path
@@ -330,7 +367,8 @@ async def settle(name: str, vm_name: str, draft: Path, frozen: Mapping[str, Any]
             await vm.kill()
     stream.unlink()
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Template(name, vm_name, made_at, frozen["qemu"], measure(draft), dict(frozen["spec"]))
+    ground = await find_ground(frozen["spec"], draft)
+    return Template(name, vm_name, made_at, frozen["qemu"], measure(draft), dict(frozen["spec"]), ground)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,9 @@ async def make_template(name: str, draft: Path, spec: VMSpec) -> Template:
             version = await query_version(vm)
             await vm.kill()
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Template(name, NAME, made_at, version, templates.measure(draft), to_plain(spec))
+    plain = to_plain(spec)
+    ground = await templates.find_ground(plain, draft)
+    return Template(name, NAME, made_at, version, templates.measure(draft), plain, ground)
 
 
 async def _wait_until_up(vm: VM, boot: _Boot) -> None:

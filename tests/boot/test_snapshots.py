@@ -89,3 +89,24 @@ def test_what_is_under_way_is_told_and_whoever_is_at_the_console_stays(desk: Des
     there = finish(console)
     assert there.exit_code == 0
     assert "one is back at its snapshot before" in there.stderr
+
+
+def test_what_has_changed_since(desk: Desk) -> None:
+    shell(desk, "mkdir -p /srv/a; for name in one two same; do echo 1 > /srv/a/$name; done; echo d > /data/mode; sync")
+    desk.ask("snapshot_save", "snapshot", "save", "one", "first")
+    shell(desk, "echo x >> /srv/a/one; rm /srv/a/two; mkdir /srv/b; ln -s x '/srv/b/a link'; echo n > /data/new")
+    shell(desk, "chmod 600 /data/mode; cat /srv/a/same")
+    document = desk.ask("snapshot_diff", "snapshot", "diff", "one", "first")
+    changes = {(each["what"], each["path"]) for each in document["changes"]}
+    wanted = {
+        ("M", "/srv/a/one"), ("D", "/srv/a/two"), ("A", "/srv/b"), ("A", "/srv/b/a link"), ("A", "/data/new"),
+        ("M", "/data/mode"),
+    }  # fmt: skip
+    assert wanted <= changes and ("M", "/srv/a/same") not in changes
+    assert len(changes - wanted) < 20, changes  # a guest does something by itself, too
+    assert document["snapshot"]["tag"] == "first"
+    assert "A /srv/b/a link\n" in desk.run("snapshot", "diff", "one").stdout  # the newest
+    assert shell(desk, "cat /srv/a/one") == "1\nx\n"
+    assert [path.name for path in desk.runtime.glob("vm.*")] == ["vm.one"]
+    desk.ask("snapshot_delete", "snapshot", "delete", "one", "first")
+    assert "there is no snapshot" in desk.ask("snapshot_diff", "snapshot", "diff", "one", "first")["error"]["message"]

@@ -42,6 +42,7 @@ def test_every_command_has_a_schema() -> None:
     expected = (set(commands.choices) - without) | {
         "config_check", "config_show", "img_build", "img_list", "error",
         "snapshot_save", "snapshot_restore", "snapshot_delete", "snapshot_list",
+        "snapshot_diff",
     }  # fmt: skip
     assert {path.stem for path in (SCHEMAS / "cli").glob("*.json")} == expected
 

@@ -1,0 +1,202 @@
+"""Templates, forks, snapshots and runs that are killed at any moment, on a disk that is full, of files that change."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from control.paths import IMAGE
+from control.vm.provision import read_manifest
+from tests.qemu.fleets import Desk, open_desk
+
+CONFIGURATION = """
+[vm.one]
+image = "builtin"
+memory = "256M"
+cpus = 1
+accel = "tcg"
+net = "none"
+display = "none"
+[vm.two]
+kernel = "kernel"
+initrd = "initrd"
+append = "{append}"
+memory = "256M"
+cpus = 1
+accel = "tcg"
+net = "none"
+display = "none"
+"""
+KILLS = 5
+SEED = 20261130
+
+
+def write_configuration(desk: Desk) -> None:
+    desk.write(CONFIGURATION.format(append=read_manifest()["kernel_command_line"]))
+
+
+def start(desk: Desk, name: str) -> None:
+    done = desk.run("start", "--wait", "agent", name)
+    assert done.exit_code == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    with open_desk(Path(tmp_path_factory.mktemp("trouble"))) as desk:
+        write_configuration(desk)
+        start(desk, "one")
+        assert desk.run("template", "one", "--as", "warm").exit_code == 0
+        yield desk
+        desk.run("discard", "--of", "warm")
+        desk.run("kill", "one", "two")
+        desk.wait_until_gone()
+
+
+def kill_at_any_moment(desk: Desk, *words: str) -> None:
+    """Run a command to its end once, and then kill it again and again, at moments spread over that time."""
+    began = time.monotonic()
+    assert desk.run(*words).exit_code == 0
+    whole_s = time.monotonic() - began
+    chance = random.Random(SEED)
+    for part in range(KILLS):
+        process = desk.begin(*words)
+        time.sleep(whole_s * (part + chance.random()) / KILLS)  # the moment is what is tried here
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+
+
+def list_drafts(desk: Desk, runtime: Path) -> list[str]:
+    return [path.name for path in (runtime / "templates").glob(".*.draft")]
+
+
+def test_a_template(desk: Desk) -> None:
+    kill_at_any_moment(desk, "template", "one", "--as", "other")
+    assert desk.run("exec", "one", "--", "echo", "here").stdout == "here\n"
+    # What was killed is no template, or a whole one; the next maker clears its draft away.
+    assert desk.run("template", "one", "--as", "other").exit_code == 0
+    assert list_drafts(desk, desk.runtime) == []
+    assert {each["name"] for each in desk.ask("template", "template", "--list")["templates"]} == {"other", "warm"}
+    assert desk.run("fork", "other", "--name", "of-other").exit_code == 0
+    assert desk.run("exec", "of-other", "--", "hostname").stdout == "of-other\n"
+    assert desk.run("discard", "of-other").exit_code == 0
+
+
+def test_a_fork(desk: Desk) -> None:
+    kill_at_any_moment(desk, "fork", "warm")
+    # Each name that was taken is a clone, running or not begun, and can be thrown away; none is half of one.
+    done = desk.ask("discard", "discard", "--of", "warm")
+    assert done["exit_code"] == 0, done
+    assert desk.run("fork", "warm", "--name", "after").exit_code == 0
+    assert desk.run("exec", "after", "--", "hostname").stdout == "after\n"
+    assert desk.run("discard", "after").exit_code == 0
+    running = {path.name for path in desk.runtime.glob("vm.*/pid")}
+    assert running <= {"pid"}
+
+
+def test_a_snapshot_and_going_back(desk: Desk) -> None:
+    tag = "kept"
+    assert desk.run("exec", "one", "--", "sh", "-c", "echo before > /tmp/word").exit_code == 0
+    assert desk.run("snapshot", "save", "one", tag).exit_code == 0
+    kill_at_any_moment(desk, "snapshot", "save", "one")
+    assert desk.run("exec", "one", "--", "sh", "-c", "echo after > /tmp/word").exit_code == 0
+    kill_at_any_moment(desk, "snapshot", "restore", "one", tag)
+    assert desk.run("snapshot", "restore", "one", tag).exit_code == 0
+    assert desk.run("exec", "one", "--", "cat", "/tmp/word").stdout == "before\n"
+    for each in desk.ask("snapshot_list", "snapshot", "list", "one")["snapshots"]:
+        assert desk.run("snapshot", "delete", "one", each["tag"]).exit_code == 0
+
+
+def test_a_run(desk: Desk) -> None:
+    kill_at_any_moment(desk, "run", "--", "true")
+    home = desk.directory / ".cache/unhinged/run"
+    deadline = time.monotonic() + 30
+    while list(home.glob("vm.run-*")):
+        assert time.monotonic() < deadline, list(home.glob("vm.run-*"))
+        time.sleep(0.05)
+    assert list_drafts(desk, home) == []
+
+
+def test_files_that_change_under_a_template(desk: Desk) -> None:
+    for name, of in (("kernel", "vmlinux"), ("initrd", "initrd")):
+        shutil.copyfile(IMAGE / of, desk.directory / name)
+    start(desk, "two")
+    assert desk.run("template", "two").exit_code == 0
+    os.utime(desk.directory / "kernel")
+    error = desk.ask("fork", "fork", "two")["error"]
+    assert "was made of other files than there are now" in error["message"] and "kernel" in error["message"]
+    assert "unhinged restart two && unhinged template two --as two" in error["hint"]
+    assert not list(desk.runtime.glob("vm.two-*"))
+    time.sleep(1.1)  # the start of a VM is recorded by the second
+    assert desk.run("kill", "two").exit_code == 0
+    start(desk, "two")
+    done = desk.run("fork", "two")
+    assert done.exit_code == 0 and "has changed since the template two was made: it is made again of two" in done.stderr
+    assert desk.run("exec", "two-1", "--", "hostname").stdout == "two-1\n"
+    assert desk.run("discard", "two-1").exit_code == 0 and desk.run("kill", "two").exit_code == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that is soon full."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    where = tmp_path / "small"
+    where.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", where], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield where
+    subprocess.run(["umount", "--lazy", where], check=True)
+
+
+def test_a_disk_that_is_full(small_disk: Path) -> None:
+    """Whatever does not fit fails with a sentence, leaves nothing, and harms nothing; with more room it works."""
+    with open_desk(small_disk) as desk:
+        write_configuration(desk)
+        start(desk, "one")
+        for words in (("template", "one"), ("snapshot", "save", "one")):
+            done = desk.run(*words)
+            assert done.exit_code != 0 and done.stderr.startswith("error: "), done.stderr
+            assert desk.run("exec", "one", "--", "echo", "here").stdout == "here\n", words
+        assert list_drafts(desk, desk.runtime) == [] and not list(desk.runtime.glob("templates/one/*"))
+        assert desk.ask("snapshot_list", "snapshot", "list", "one")["snapshots"] == []
+        assert shutil.disk_usage(small_disk).used < 30 << 20
+        subprocess.run(["mount", "-o", "remount,size=2g", small_disk], check=True)
+        assert desk.run("template", "one").exit_code == 0
+        assert desk.run("snapshot", "save", "one").exit_code == 0
+        assert desk.run("kill", "one").exit_code == 0
+        desk.wait_until_gone()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_hundred_runs_and_twenty_at_once(desk: Desk) -> None:
+    home = desk.directory / ".cache/unhinged/run"
+    free_before = read_available_mb()
+    for number in range(100):
+        done = desk.run("run", "--", "echo", str(number))
+        assert (done.exit_code, done.stdout) == (0, f"{number}\n"), done.stderr
+    processes = [desk.begin("run", "--", "sh", "-c", "cat /etc/machine-id") for _ in range(20)]
+    told = {process.communicate(timeout=300)[0] for process in processes}
+    assert len(told) == 20 and all(process.returncode == 0 for process in processes)
+    assert not list(home.glob("vm.run-*"))
+    deadline = time.monotonic() + 30
+    while len(desk.processes()) > 2:  # those of the VM `one`
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert read_available_mb() > free_before - 200
+
+
+def read_available_mb() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("MemAvailable"))
