@@ -163,7 +163,7 @@ fuzz: setup $(VENV)/.ready-dev ## feed the decoders of both sides what a fuzzer 
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@$(VENV)/bin/python tests/fuzz/run.py $(ARGS)
 
-bench: setup image deps-install-browser ## measure speed and memory; prints a table, writes build/bench
+bench: setup image deps-install-browser ## measure speed and memory; prints a table, writes build/bench (PEERS=1: beside virtme-ng and quicksand)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(VENV)/bin/python -m tests.bench $(ARGS)
 

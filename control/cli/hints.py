@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+from control.paths import IS_CHECKOUT
+
 _KEYS = "ISO|IMAGE|DISK|KERNEL|INITRD|SHARE|MEMORY|CPUS|ACCEL"
-_WORDS = (
+_WORDS: tuple[tuple[re.Pattern[str], str], ...] = (
     # What has no counterpart goes with the words around it.
     (re.compile(r"; --no-boot-watch lets it go on"), ""),
     (re.compile(r",? or use --no-boot-watch if silence is right"), ""),
@@ -20,6 +22,10 @@ _WORDS = (
     (re.compile(r"\bmake clean\b(?! image)"), "unhinged stop --all, and remove what is not needed"),
 )
 _PAIR = re.compile(rf"\b({_KEYS})=(…|[\w./-]*)")
+
+
+if not IS_CHECKOUT:  # an installed package has no `make`; its doctor names the packages that are missing
+    _WORDS = (*_WORDS, (re.compile(r"\bmake deps-install-essential\b"), "unhinged doctor"))
 
 
 def respell(text: str) -> str:

@@ -75,7 +75,12 @@ class Place(NamedTuple):
 
     @property
     def image(self) -> Path:
-        return self.checkout / paths.IMAGE.relative_to(paths.ROOT)
+        return self.checkout / "build" / "image" if self.is_checkout else paths.IMAGE
+
+    @property
+    def is_checkout(self) -> bool:
+        """Whether there is a `make` to be advised; an installed package has none."""
+        return self.checkout != paths.ROOT or paths.IS_CHECKOUT
 
 
 def main(arguments: Sequence[str], surroundings: Surroundings | None = None, place: Place | None = None) -> int:
@@ -99,8 +104,9 @@ def main(arguments: Sequence[str], surroundings: Surroundings | None = None, pla
 
 async def examine(where: Surroundings, place: Place, kvm_host: KvmHost) -> list[Check]:
     """Make all checks, those first on which the others depend."""
-    checks = [check_python(where), await check_venv(place), check_apt(where)]
-    checks += check_packages(where)
+    environment = await check_venv(place) if place.is_checkout else check_installation()
+    checks = [check_python(where), environment, check_apt(where)]
+    checks += check_packages(where, place)
     checks += await check_qemu(where, kvm_host)
     checks += [judge_memory(host.find_memory_available_bytes()), check_cpus()]
     checks += [check_directory("build/", place.image.parent, IMAGE_BUILD_BYTES if not _has_image(place) else MIB)]
@@ -143,6 +149,10 @@ async def check_venv(place: Place) -> Check:
     return Check("environment", "warn", f"{python} does not work: {words}", "make distclean, then make setup-python")
 
 
+def check_installation() -> Check:
+    return Check("environment", "ok", f"the package is installed in {paths.ROOT}")
+
+
 def read_dependencies(pyproject: Path) -> list[str]:
     """Return the names by which the project's dependencies are imported; empty when the file cannot be read.
 
@@ -168,7 +178,7 @@ def check_apt(where: Surroundings) -> Check:
     return Check("apt", "ok", "apt-get" if os.geteuid() == 0 else "apt-get through sudo")
 
 
-def check_packages(where: Surroundings) -> list[Check]:
+def check_packages(where: Surroundings, place: Place) -> list[Check]:
     """Look for every program and file in the table, in one line for each package that is missing."""
     essential = host.find_lacks("essential", where)
     known = {lack.package for lack in essential}
@@ -176,7 +186,12 @@ def check_packages(where: Surroundings) -> list[Check]:
     for lack in essential:
         if lack.package != "qemu-system-x86" and not lack.package.endswith("-venv"):  # these have lines of their own
             found = f"{lack.looked_for} is missing; it {lack.why}"
-            checks.append(Check(lack.package, *_cured_by_start(where), found, "make deps-install-essential"))
+            if place.is_checkout:
+                checks.append(Check(lack.package, *_cured_by_start(where), found, "make deps-install-essential"))
+            else:
+                checks.append(Check(lack.package, "lack", found, f"apt-get install {lack.package}"))
+    if not place.is_checkout:
+        return checks or [Check("tools", "ok", "all programs for the image and the ISO")]
     checks += [
         Check(lack.package, "warn", f"not installed; it {lack.why}", "make test installs it")
         for lack in host.find_lacks("test", where)
@@ -256,7 +271,10 @@ def check_image(where: Surroundings, place: Place) -> Check:
     distribution = host.read_distribution(Path(where.root, "etc/os-release"))
     known = sorted(file.stem for file in (place.checkout / "iso" / "distributions").glob("*.toml"))
     if f"{distribution.identity}-{distribution.version}" in known:
-        return Check("guest image", "warn", "not built yet", "make image (make start does it by itself)")
+        cure = "make image (make start does it by itself)"
+        if not place.is_checkout:
+            cure = "unhinged img build builtin (unhinged run, and tests, do it by themselves)"
+        return Check("guest image", "warn", "not built yet", cure)
     found = f"not built, and it cannot be built on {distribution.name or 'this system'}, only on {', '.join(known)}"
     return Check(
         "guest image", "lack", found, "bring build/image/ from such a system, or start another guest with ISO="
@@ -318,7 +336,8 @@ def _as_text(checks: Sequence[Check], can_start: bool) -> str:
         lines.append(f"{check.status:4}  {check.name:{width}}  {check.found}")
         if check.cure:
             lines.append(f"{'':4}  {'':{width}}  -> {check.cure}")
-    lines.append("make start can work here" if can_start else "make start cannot work here; mend what says 'lack'")
+    what = "make start" if paths.IS_CHECKOUT else "unhinged"
+    lines.append(f"{what} can work here" if can_start else f"{what} cannot work here; mend what says 'lack'")
     return "\n".join(lines)
 
 

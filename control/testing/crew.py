@@ -79,8 +79,8 @@ class Crew:
         with self._agency.hire() as hired:
             return make_disposable(shape, fresh=fresh, say=say, hired=hired)
 
-    def _take_ahead(self, shape: Shape) -> Disposable | None:
-        """The machine that was made ahead, when it is one of this shape; any other is thrown away."""
+    def _take_ahead(self, shape: Shape | None) -> Disposable | None:
+        """The machine that was made ahead, when it is one of this shape; any other is thrown away, for None each."""
         if self._ahead is None:
             return None
         (made, coming), self._ahead = self._ahead, None
@@ -120,7 +120,7 @@ class Crew:
 
     def close(self) -> None:
         """Wait until all has gone. Raises what kept a machine from it."""
-        self._take_ahead(Shape(image=""))  # nobody wants it any more
+        self._take_ahead(None)
         self._agency.close()
         self._coming.shutdown()
         self._leaving.shutdown()

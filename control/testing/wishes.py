@@ -19,6 +19,8 @@ TROUBLES = ("panic", "oops", "oom", "unit")
 
 KEYS = ("image", "memory", "cpus", "net", "display", "files", "fresh", "allow", "timeout")
 
+MATRIX_KEYS = ("image", "memory", "cpus", "net")
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -110,7 +112,7 @@ def read_matrix(words: list[str]) -> list[dict[str, str]]:
     cells: list[dict[str, str]] = [{}]
     for word in words:
         key, equals, values = word.partition("=")
-        if key not in ("image", "memory", "cpus", "net", "fresh") or not equals or not all(values.split(",")):
+        if key not in MATRIX_KEYS or not equals or not all(values.split(",")):
             raise ConfigError(f"--vm-matrix {word[:80]!r} is not KEY=VALUE,…", hint="as in image=builtin,debian")
         cells = [{**cell, key: value} for cell in cells for value in values.split(",")]
     return cells

@@ -27,6 +27,8 @@ MODULES = (
     "session",
     "lua",
     "clones",
+    "tests",
+    "peers",
     "web",
     "messages",
     "ping",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from control.errors import EXIT_INTERRUPTED
 from control.paths import IMAGE
 from control.vm.provision import read_manifest
 from tests.qemu.fleets import Desk, open_desk
@@ -35,7 +36,8 @@ accel = "tcg"
 net = "none"
 display = "none"
 """
-KILLS = 5
+ENDS = (signal.SIGKILL, signal.SIGINT)
+PARTS = 3
 SEED = 20261130
 
 
@@ -61,16 +63,24 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 
 def kill_at_any_moment(desk: Desk, *words: str) -> None:
-    """Run a command to its end once, and then kill it again and again, at moments spread over that time."""
+    """Run a command to its end once, and then kill and interrupt it, at moments spread over that time."""
     began = time.monotonic()
     assert desk.run(*words).exit_code == 0
     whole_s = time.monotonic() - began
     chance = random.Random(SEED)
-    for part in range(KILLS):
-        process = desk.begin(*words)
-        time.sleep(whole_s * (part + chance.random()) / KILLS)  # the moment is what is tried here
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+    for part in range(PARTS):
+        for end in ENDS:
+            end_after(desk, whole_s * (part + chance.random()) / PARTS, end, *words)
+
+
+def end_after(desk: Desk, seconds: float, end: signal.Signals, *words: str) -> None:
+    process = desk.begin(*words)
+    time.sleep(seconds)  # the moment is what is tried here
+    process.send_signal(end)
+    _, told = process.communicate(timeout=60)
+    assert "Traceback" not in told, told
+    # Before Python has begun, an interrupt is the end of it; later we say 130, or had done it all.
+    assert process.returncode in (-end, EXIT_INTERRUPTED, 0), (process.returncode, told)
 
 
 def list_drafts(desk: Desk, runtime: Path) -> list[str]:
@@ -122,6 +132,19 @@ def test_a_run(desk: Desk) -> None:
         assert time.monotonic() < deadline, list(home.glob("vm.run-*"))
         time.sleep(0.05)
     assert list_drafts(desk, home) == []
+
+
+def test_a_run_that_makes_its_template(tmp_path: Path) -> None:
+    """In an empty cache, so that each is ended while its guest boots or is frozen."""
+    with open_desk(tmp_path) as desk:
+        home = tmp_path / ".cache/unhinged/run"
+        for seconds, end in ((0.6, signal.SIGINT), (2.0, signal.SIGINT), (2.5, signal.SIGKILL), (5.0, signal.SIGINT)):
+            end_after(desk, seconds, end, "run", "--", "true")
+            desk.wait_until_gone()
+            assert not list(home.glob("vm.run-*"))
+            assert not list(home.glob("templates/[!.]*"))
+        assert desk.run("run", "--", "echo", "at last").stdout == "at last\n"
+        assert list_drafts(desk, home) == []
 
 
 def test_files_that_change_under_a_template(desk: Desk) -> None:

@@ -66,3 +66,5 @@ def test_the_examples_in_a_project_that_has_only_installed_it(tmp_path: Path) ->
     assert run(tmp_path / "venv/bin/unhinged", "run", "--", "echo", "here", home=home, cwd=project).endswith("here\n")
     told = run(tmp_path / "venv/bin/unhinged", "img", "build", "builtin", home=home, cwd=project)
     assert "builtin: unchanged" in told
+    told = run(tmp_path / "venv/bin/unhinged", "doctor", home=home, cwd=project)
+    assert "unhinged can work here" in told and "make" not in told, told
