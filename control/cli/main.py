@@ -383,7 +383,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run() -> NoReturn:
-    """Run one command as the whole of this process: what the script `unhinged` calls."""
+    """Run one command as the whole of this process; `control.cli.begin` calls it."""
     _open_what_is_closed()
     exit_code = main()
     try:

@@ -386,7 +386,15 @@ class Service:
         }[params["action"]]
         vm, started = self._living(), time.monotonic()
         async with self._keeping:
-            done = await work(vm, params.get("tag", ""))
+            task = asyncio.ensure_future(work(vm, params.get("tag", "")))
+            try:
+                done = await asyncio.shield(task)
+            except asyncio.CancelledError:
+                # Whoever wanted it has gone. Half done, the VM would stand still, with leavings in its disks.
+                await asyncio.wait((task,))
+                if params["action"] == "save":
+                    await snapshots.delete_snapshot(vm, task.result().tag)
+                raise
         return {"snapshot": done.describe(), "seconds": round(time.monotonic() - started, 3)}
 
     async def _freeze(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,12 +125,13 @@ async def save_snapshot(vm: VM, tag: str) -> Snapshot:
         MonitorError, HostError: QEMU could not; nothing of it is left.
     """
     now = datetime.now(UTC)
-    tag = check_tag(tag or now.strftime("%Y%m%d-%H%M%S"))
-    if any(each.tag == tag for each in list_snapshots(vm.files)):
+    disks = await list_disks(vm)
+    there = {each.tag for each in list_snapshots(vm.files)}
+    if tag and check_tag(tag) in there:
         raise StateError(
             f"there is a snapshot {tag} already", state=tag, required=("another name",), hint="delete that one first"
         )
-    disks = await list_disks(vm)
+    tag = tag or _name_by_time(now, there.union(*(disk.tags for disk in disks)))
     _check_disks_can(disks, tag)
     state = _state_file(vm.files, tag)
     await _make_state_file(state)
@@ -160,6 +161,14 @@ async def save_snapshot(vm: VM, tag: str) -> Snapshot:
         raise
     vm.mark(f"snapshot {tag}")
     return snapshot
+
+
+def _name_by_time(now: datetime, taken: Collection[str]) -> str:
+    """The second; of several within one, each has a number."""
+    second = now.strftime("%Y%m%d-%H%M%S")
+    return next(
+        tag for tag in itertools.chain([second], (f"{second}-{n}" for n in itertools.count(2))) if tag not in taken
+    )
 
 
 async def restore_snapshot(vm: VM, tag: str) -> Snapshot:

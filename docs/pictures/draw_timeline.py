@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 TARGET = Path(__file__).with_name("timeline.svg")
-COMMAND = (sys.executable, "-c", "from control.cli.main import run; run()")
+COMMAND = (sys.executable, "-c", "from control.cli.begin import run; run()")
 FILE = '[vm.web]\nimage = "builtin"\nmemory = "256M"\ncpus = 1\ndisplay = "none"\n'
 
 

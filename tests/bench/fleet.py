@@ -27,7 +27,7 @@ COMMAND = (
     sys.executable,
     "-P",
     "-c",
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from control.cli.main import run; run()",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from control.cli.begin import run; run()",
 )
 PEAK = """
 import resource, subprocess, sys

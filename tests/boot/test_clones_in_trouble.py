@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -38,6 +39,8 @@ display = "none"
 """
 ENDS = (signal.SIGKILL, signal.SIGINT)
 PARTS = 3
+PYTHON_S = 0.15
+"""Before that it is Python itself that begins, and says what it likes when it is interrupted."""
 SEED = 20261130
 
 
@@ -75,7 +78,7 @@ def kill_at_any_moment(desk: Desk, *words: str) -> None:
 
 def end_after(desk: Desk, seconds: float, end: signal.Signals, *words: str) -> None:
     process = desk.begin(*words)
-    time.sleep(seconds)  # the moment is what is tried here
+    time.sleep(max(seconds, PYTHON_S))  # the moment is what is tried here
     process.send_signal(end)
     _, told = process.communicate(timeout=60)
     assert "Traceback" not in told, told
@@ -87,6 +90,7 @@ def list_drafts(desk: Desk, runtime: Path) -> list[str]:
     return [path.name for path in (runtime / "templates").glob(".*.draft")]
 
 
+@pytest.mark.slow
 def test_a_template(desk: Desk) -> None:
     kill_at_any_moment(desk, "template", "one", "--as", "other")
     assert desk.run("exec", "one", "--", "echo", "here").stdout == "here\n"
@@ -99,6 +103,7 @@ def test_a_template(desk: Desk) -> None:
     assert desk.run("discard", "of-other").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_fork(desk: Desk) -> None:
     kill_at_any_moment(desk, "fork", "warm")
     # Each name that was taken is a clone, running or not begun, and can be thrown away; none is half of one.
@@ -111,6 +116,7 @@ def test_a_fork(desk: Desk) -> None:
     assert running <= {"pid"}
 
 
+@pytest.mark.slow
 def test_a_snapshot_and_going_back(desk: Desk) -> None:
     tag = "kept"
     assert desk.run("exec", "one", "--", "sh", "-c", "echo before > /tmp/word").exit_code == 0
@@ -120,10 +126,15 @@ def test_a_snapshot_and_going_back(desk: Desk) -> None:
     kill_at_any_moment(desk, "snapshot", "restore", "one", tag)
     assert desk.run("snapshot", "restore", "one", tag).exit_code == 0
     assert desk.run("exec", "one", "--", "cat", "/tmp/word").stdout == "before\n"
+    disk = next(iter(desk.ask("snapshot_list", "snapshot", "list", "one")["snapshots"]))["disks"][0]
+    kept = {each["tag"] for each in desk.ask("snapshot_list", "snapshot", "list", "one")["snapshots"]}
+    told = subprocess.run(["qemu-img", "info", "-U", "--output=json", disk], capture_output=True, text=True, check=True)
+    assert {each["name"] for each in json.loads(told.stdout)["snapshots"]} == kept  # nothing of those that were ended
     for each in desk.ask("snapshot_list", "snapshot", "list", "one")["snapshots"]:
         assert desk.run("snapshot", "delete", "one", each["tag"]).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_run(desk: Desk) -> None:
     kill_at_any_moment(desk, "run", "--", "true")
     home = desk.directory / ".cache/unhinged/run"
@@ -134,6 +145,7 @@ def test_a_run(desk: Desk) -> None:
     assert list_drafts(desk, home) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_makes_its_template(tmp_path: Path) -> None:
     """In an empty cache, so that each is ended while its guest boots or is frozen."""
     with open_desk(tmp_path) as desk:

@@ -196,7 +196,7 @@ async def test_output_is_sent_in_pieces_that_fit_their_schema() -> None:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_command_without_a_standard_stream_does_its_work(tmp_path: Path, closed: str) -> None:
     (tmp_path / "unhinged.toml").write_text('[vm.a]\nimage = "builtin"\n')
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from control.cli.main import run; run()"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from control.cli.begin import run; run()"
     words = shlex.join([sys.executable, "-P", "-c", code, "list"])
     ended = subprocess.run(
         ["sh", "-c", f"{words} {closed}"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
