@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from control.errors import ConfigError
-from control.timeline.writer import Lane
+from control.timeline.writer import FULL, Lane
 
 LANES: tuple[Lane, ...] = get_args(Lane)
 GAPS = 10
 GAP_MIN_S = 0.02
+NEAR_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,13 @@ class Timeline:
 
     @property
     def boot(self) -> Timeline:
-        """What there is of it until the guest was up, and half as much again."""
-        ends = [entry.end for entry in self.of_lane("phase", "step") if entry.text != "no more is written here"]
+        """What there is of it until the guest was up; what was done to it much later, a snapshot say, is left out."""
+        ends = [entry.end for entry in self.of_lane("phase", "step") if entry.text != FULL]
         ends += [entry.time for entry in self.of_lane("agent") if entry.text.startswith("boot finished")]
-        up = [entry.time for entry in self.of_lane("phase")]
-        until = max([*ends, *up], default=self.seconds)
-        # What was done to it hours later, a snapshot say, is no part of its boot.
-        near = [end for end in sorted(ends) if not up or end <= max(max(up) * 4, max(up) + 30)]
-        until = near[-1] if near else until
-        kept = tuple(entry for entry in self.entries if entry.time <= until * 1.05 + 0.05)
-        return Timeline(self.name, self.about, kept)
+        up = max((entry.time for entry in self.of_lane("phase")), default=0.0)
+        until = max((end for end in ends if end <= max(up * 4, up + NEAR_S)), default=self.seconds)
+        # A little more, for what was said at that moment.
+        return Timeline(self.name, self.about, tuple(entry for entry in self.entries if entry.time <= until * 1.05))
 
     @property
     def gaps(self) -> list[Gap]:

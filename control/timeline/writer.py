@@ -21,6 +21,7 @@ Lane = Literal["phase", "step", "agent", "qmp", "console"]
 LIMIT_BYTES = 4 << 20
 """A boot of a large system takes a tenth of that. What comes later is in the recordings of the consoles."""
 
+FULL = "no more is written here"
 TEXT_MAX = 300
 _LINE_MAX = 4000
 
@@ -124,7 +125,7 @@ class Writer:
         data = b"".join(entries)
         try:
             if len(data) > self._left:
-                os.write(self._file, _entry(self._zero, time.monotonic(), "step", "no more is written here", None))
+                os.write(self._file, _entry(self._zero, time.monotonic(), "step", FULL, None))
                 raise OSError(0, f"it has {LIMIT_BYTES >> 20} MiB")
             self._left -= os.write(self._file, data)
         except OSError as error:

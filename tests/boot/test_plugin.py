@@ -71,15 +71,16 @@ def write_suite(desk: Desk, name: str, text: str) -> Path:
     return folder
 
 
-@pytest.mark.timeout(WITHIN_S)
+QUICK_EXAMPLES = "commands or waiting or console or files or network"
+"""All of them are run by tests/image/test_wheel.py, which is slow."""
+
+
 def test_the_examples(desk: Desk) -> None:
     folder = desk.directory / "examples"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns(".unhinged", "__pycache__"))
-    run = run_pytest(desk, folder)
-    assert run.exit_code == 0, run.text
-    assert run.count("passed") == 14
-    # Nothing failed, so there is nothing to be looked at but the picture that a test has taken.
-    assert [path.suffix for path in (folder / ".unhinged/artifacts").iterdir()] == [".png"]
+    run = run_pytest(desk, folder, "-k", QUICK_EXAMPLES)
+    assert (run.exit_code, run.count("passed")) == (0, 5), run.text
+    assert not (folder / ".unhinged").exists()  # nothing failed, so there is nothing to be looked at
 
 
 FAILING = """
