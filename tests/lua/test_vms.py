@@ -199,7 +199,7 @@ def test_a_server_and_its_clients(vms: LuaVMs) -> None:
     assert vms.get_stats()["networked"] == 4
 
 
-def test_what_goes_wrong_between_them(vms: LuaVMs) -> None:
+def test_what_goes_wrong_between_them(vms: LuaVMs, tmp_path: Path) -> None:
     port = vms.start_server_vm("server", handler="error('not today')")
     vms.start_client_vm("client", port)
     with pytest.raises(NetworkingError, match=r"the other side failed: .*not today"):
@@ -213,7 +213,12 @@ def test_what_goes_wrong_between_them(vms: LuaVMs) -> None:
         vms.start_client_vm("lost", closed)
     with pytest.raises(LuaProcessError, match="syntax error"):
         vms.start_server_vm("bad", handler="x x")
-    vms.execute_vm_async("server", FOREVER, timeout=1000)
+    begun = tmp_path / "begun"
+    vms.execute_vm_async("server", f"io.open({str(begun)!r}, 'w'):close() {FOREVER}", timeout=1000)
+    deadline = time.monotonic() + WITHIN_S
+    while not begun.exists():  # before that it would answer once more
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     with pytest.raises(NetworkingError, match="no answer came in time"):
         vms.execute_vm_sync("client", "net.call(1, nil, 0.1)")
     vms.remove_vm("server")
