@@ -373,7 +373,7 @@ class Machine:
                     return
             if time.monotonic() > deadline:
                 raise WaitTimeout(f"{self.label} to come up again", timeout, last_seen=self.last_lines())
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # that of another boot has no event for us
 
     def _read_boot_id(self) -> str:
         return self._ask(["cat", "/proc/sys/kernel/random/boot_id"]).strip()

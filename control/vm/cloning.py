@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -173,6 +174,26 @@ def _is_abandoned(files: InstanceFiles) -> bool:
         return False
     clones.discard(files)
     return True
+
+
+def name_passing(prefix: str) -> str:
+    """A name that nothing else has, for a machine that ends with this process."""
+    return f"{prefix}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def sweep(runtime: Path, prefix: str) -> None:
+    """Remove what is left of machines whose makers, who named them so, and supervisors were both killed."""
+    for directory in runtime.glob(f"vm.{prefix}-*-*"):
+        name = directory.name.removeprefix("vm.")
+        if Path(f"/proc/{name.rsplit('-', 2)[1]}").exists():
+            continue  # it may be about to begin
+        files = look(runtime, name).files
+        if files.kept_note.exists() or not files.clone_note.exists():
+            continue
+        # The lock tells also of a machine that runs in another container, under a number that means nothing here.
+        with contextlib.suppress(ControlError), hold(files) as lock:
+            if lock is not None and not look(runtime, name).is_running:
+                clones.discard(files)
 
 
 def make_clone(

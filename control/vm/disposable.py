@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from control.spec.network import Network
 from control.spec.plain import from_plain, to_plain
 from control.spec.vm_spec import Disk, Display, Share, VMSpec
 from control.units import MIB
-from control.vm import clones, cloning, templates
+from control.vm import cloning, templates
 from control.vm.bootable import BUILTIN, find_bootable
 from control.vm.collect import collect_exec
 from control.vm.hire import hire
@@ -160,10 +159,10 @@ def make_disposable(
         ConfigError, ImageError, HostError, RemoteError: It cannot be made; nothing is left of it.
     """
     location = _find_location()
-    _sweep(location)
+    cloning.sweep(location.runtime, NAME)
     spec = build_spec(shape, say)
     template = None if fresh else _find_template(location, shape.image, spec, say)
-    machine = Disposable(location, f"{NAME}-{os.getpid()}-{secrets.token_hex(3)}")
+    machine = Disposable(location, cloning.name_passing(NAME))
     files = open_instance_files(location.runtime, machine.name)
     files.clone_note.touch(mode=0o600)
     try:
@@ -241,21 +240,6 @@ async def make_overlays(spec: VMSpec, directory: Path) -> tuple[Disk, ...]:
         await make_disk(over, None, base=disk.path, base_format=disk.format)
         disks.append(replace(disk, path=over, format="qcow2"))
     return tuple(disks)
-
-
-def _sweep(location: Location) -> None:
-    """Remove what is left of machines whose makers and supervisors were both killed."""
-    for directory in location.runtime.glob(f"vm.{NAME}-*"):
-        name = directory.name.removeprefix("vm.")
-        if Path(f"/proc/{name.split('-')[1]}").exists():
-            continue  # it may be about to begin
-        files = look(location.runtime, name).files
-        if files.kept_note.exists():
-            continue
-        # The lock tells also of a machine that runs in another container, under a number that means nothing here.
-        with contextlib.suppress(ControlError), hold(files) as lock:
-            if lock is not None and not look(location.runtime, name).is_running:
-                clones.discard(files)
 
 
 # -- templates ---------------------------------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
-import secrets
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -23,7 +21,7 @@ from control.share.changes import Change, Entry, Kind, compare
 from control.spec.locate import Location
 from control.spec.plain import from_plain
 from control.spec.vm_spec import Disk, VMSpec
-from control.vm import clones, cloning
+from control.vm import cloning
 from control.vm.collect import collect_exec
 from control.vm.hire import hire
 from control.vm.instance import write_atomically
@@ -34,7 +32,6 @@ from control.vm.templates import copy_disk
 
 LIST_TIMEOUT_S = 600.0
 LISTING_MAX_BYTES = 256 << 20
-_MARK = ".then."
 _KINDS: dict[str, Kind] = {"d": "directory", "f": "file", "l": "link"}
 
 _LIST = r"""
@@ -85,7 +82,7 @@ def find_changes(location: Location, name: str, tag: str) -> tuple[Snapshot, lis
         StateError: The VM does not run, has no such snapshot, or is one of which no second can be made.
         RemoteError, ControlError: The second one cannot be made or asked; the first one goes on.
     """
-    _sweep(location)
+    cloning.sweep(location.runtime, _twin_of(name))
     with open_twin(location, name, tag) as (twin, snapshot):
         then = _list_files(location.runtime, twin)
         now = _list_files(location.runtime, name)
@@ -100,7 +97,7 @@ def open_twin(location: Location, name: str, tag: str) -> Iterator[tuple[str, Sn
         The name of its instance, and the snapshot.
     """
     snapshot, spec = _choose(location, name, tag)
-    twin = f"{name[:30]}{_MARK}{os.getpid()}.{secrets.token_hex(3)}"
+    twin = cloning.name_passing(_twin_of(name))
     files = open_instance_files(location.runtime, twin, is_shared=location.is_shared)
     files.clone_note.touch(mode=0o600)
     try:
@@ -122,6 +119,10 @@ def open_twin(location: Location, name: str, tag: str) -> Iterator[tuple[str, Sn
     finally:
         with contextlib.suppress(ControlError):  # the next one sweeps what cannot be removed now
             cloning.discard(location, twin)
+
+
+def _twin_of(name: str) -> str:
+    return f"{name[:30]}.then"
 
 
 def _choose(location: Location, name: str, tag: str) -> tuple[Snapshot, VMSpec]:
@@ -205,18 +206,6 @@ def _read_listing(text: str) -> dict[str, Entry]:
         path, kind, mode, what = json.loads(line)
         found[str(path)] = Entry(_KINDS[kind], int(mode), str(what))
     return found
-
-
-def _sweep(location: Location) -> None:
-    """Remove what is left of second machines whose makers and supervisors were both killed."""
-    for directory in location.runtime.glob(f"vm.*{_MARK}*"):
-        name = directory.name.removeprefix("vm.")
-        if Path(f"/proc/{name.rsplit('.', 2)[1]}").exists():
-            continue
-        files = look(location.runtime, name).files
-        with contextlib.suppress(ControlError), hold(files) as lock:
-            if lock is not None and not look(location.runtime, name).is_running:
-                clones.discard(files)
 
 
 def describe(changes: list[Change]) -> list[dict[str, Any]]:
