@@ -10,7 +10,7 @@ from control.vm.hire import Agency, hire
 
 def fork(desk: Desk) -> int:
     if desk.options.count > 1:
-        with Agency(desk.runtime) as agency:
+        with contextlib.closing(Agency(desk.runtime)) as agency:
             from control.cli.clone import fork as go_on
 
             return go_on(desk, agency.hire)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import re
+import select
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
+from control.console.follow import open_watch, skip_hole
 from control.console.search import PlainText, StreamSearch
 from control.errors import ConfigError, ControlError, WaitTimeout
 from control.vm import lifetime
@@ -27,7 +31,9 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 """How often something is looked at in the guest that tells nobody."""
 
-CONSOLE_POLL_S = 0.02
+LIFE_LOOK_S = 1.0
+"""How often a machine whose console is waited for is looked at: has it ended?"""
+
 COPY_TIMEOUT_S = 3600.0
 KILL_ANSWER_S = 10.0
 SHUTDOWN_S = 60.0
@@ -259,21 +265,31 @@ class Machine:
             GuestAssertion: It did not come; shows the last lines.
         """
         __tracebackhide__ = True
-        search = StreamSearch(re.compile(pattern, re.MULTILINE))
-        text = PlainText()
+        search, text = StreamSearch(re.compile(pattern, re.MULTILINE)), PlainText()
         within_s = self._wish.timeout if timeout is None else timeout
         deadline = time.monotonic() + within_s
-        at = self._starts.get(self._console, 0) if since is None else since
-        with self._console.open("rb") as log:
-            log.seek(at)
-            while not search.feed(text.feed(data := log.read(READ_BYTES))):
-                if not data:
-                    if time.monotonic() > deadline:
+        with self._console.open("rb", buffering=0) as log:
+            log.seek(self._starts.get(self._console, 0) if since is None else since)
+            watch = open_watch(log.fileno())
+            try:
+                while not self._read_more(log, search, text):
+                    left = deadline - time.monotonic()
+                    if left <= 0 or (not self.is_running and not self._read_more(log, search, text)):
+                        why = f"within {within_s:g} s" if left <= 0 else "before it ended"
                         shown = "\n".join(self.read_console().splitlines()[-20:])
-                        raise GuestAssertion(
-                            f"the console of {self.label} did not say {pattern!r} within {within_s:g} s:\n{shown}"
-                        )
-                    time.sleep(CONSOLE_POLL_S)  # the kernel tells of a file's growth, and this is shorter
+                        raise GuestAssertion(f"the console of {self.label} did not say {pattern!r} {why}:\n{shown}")
+                    if select.select([watch], [], [], min(left, LIFE_LOOK_S))[0]:
+                        os.read(watch, READ_BYTES)
+            finally:
+                os.close(watch)
+
+    @staticmethod
+    def _read_more(log: FileIO, search: StreamSearch, text: PlainText) -> bool:
+        """Read all that is there now; whether what is searched has come."""
+        skip_hole(log.fileno())
+        while not search.is_found and (data := log.read(READ_BYTES)):
+            search.feed(text.feed(data))
+        return search.is_found
 
     @property
     def console_position(self) -> int:

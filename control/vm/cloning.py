@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,13 +97,13 @@ def refresh_template(location: Location, name: str, say: Callable[[str], None]) 
 def _runs_since(runtime: Path, vm: str, changed: Iterable[str]) -> bool:
     """Whether a VM runs that was started after all of these were changed."""
     seen = look(runtime, vm)
-    if not seen.is_running or seen.record is None:
+    if not seen.is_running:
         return False
     try:
-        newest = max(Path(path).stat().st_mtime for path in changed)
+        # Its command line is written right before QEMU is started with it.
+        return seen.files.argv.stat().st_mtime_ns > max(Path(path).stat().st_mtime_ns for path in changed)
     except FileNotFoundError:
         return False
-    return datetime.fromisoformat(seen.record.started_at).timestamp() > newest
 
 
 def _refuse_changed(source: Template) -> None:

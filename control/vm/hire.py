@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from control.process.detach import Detached, start_detached
 
@@ -28,7 +26,7 @@ def hire(name: str, directory: Path) -> Detached:
 
 
 class Agency:
-    """Supervisors for whoever needs many: what they load is loaded once. Use it as a context manager.
+    """Supervisors for whoever needs many: what they load is loaded once. Close it at the end.
 
     Args:
         directory: As `hire` has it.
@@ -39,14 +37,6 @@ class Agency:
 
     def __init__(self, directory: Path) -> None:
         self._program = hire(AGENCY, directory)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of it; those it has hired out stay."""

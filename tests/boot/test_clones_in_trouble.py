@@ -17,7 +17,7 @@ import pytest
 from control.errors import EXIT_INTERRUPTED
 from control.paths import IMAGE
 from control.vm.provision import read_manifest
-from tests.qemu.fleets import Desk, open_desk
+from tests.qemu.fleets import Desk, open_desk, wait_for
 
 CONFIGURATION = """
 [vm.one]
@@ -138,10 +138,7 @@ def test_a_snapshot_and_going_back(desk: Desk) -> None:
 def test_a_run(desk: Desk) -> None:
     kill_at_any_moment(desk, "run", "--", "true")
     home = desk.directory / ".cache/unhinged/run"
-    deadline = time.monotonic() + 30
-    while list(home.glob("vm.run-*")):
-        assert time.monotonic() < deadline, list(home.glob("vm.run-*"))
-        time.sleep(0.05)
+    wait_for(lambda: not list(home.glob("vm.run-*")))
     assert list_drafts(desk, home) == []
 
 
@@ -169,7 +166,6 @@ def test_files_that_change_under_a_template(desk: Desk) -> None:
     assert "was made of other files than there are now" in error["message"] and "kernel" in error["message"]
     assert "unhinged restart two && unhinged template two --as two" in error["hint"]
     assert not list(desk.runtime.glob("vm.two-*"))
-    time.sleep(1.1)  # the start of a VM is recorded by the second
     assert desk.run("kill", "two").exit_code == 0
     start(desk, "two")
     done = desk.run("fork", "two")
@@ -225,10 +221,7 @@ def test_a_hundred_runs_and_twenty_at_once(desk: Desk) -> None:
     told = {process.communicate(timeout=300)[0] for process in processes}
     assert len(told) == 20 and all(process.returncode == 0 for process in processes)
     assert not list(home.glob("vm.run-*"))
-    deadline = time.monotonic() + 30
-    while len(desk.processes()) > 2:  # those of the VM `one`
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: len(desk.processes()) <= 2)  # those of the VM `one`
     assert read_available_mb() > free_before - 200
 
 
