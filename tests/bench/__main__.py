@@ -27,7 +27,7 @@ MODULES = (
     "session",
     "lua",
     "clones",
-    "tests",
+    "plugin",
     "peers",
     "web",
     "messages",

@@ -24,17 +24,17 @@ def test_trivial(vm, number):
 """
 
 
-@benchmark("tests")
+@benchmark("plugin")
 def measure_tests(settings: Settings) -> list[Figure]:
     """Tests with a fresh machine each: one after the other, and on two workers of pytest-xdist."""
-    directory = settings.directory / "tests"
+    directory = settings.directory / "plugin"
     directory.mkdir()
     count = QUICK_TESTS if settings.quick else TESTS
     (directory / "test_trivial.py").write_text(_SUITE.format(count=count))
     _run(directory, "-k", "trivial[0]")  # makes the template
     alone, beside = [], []
     for number in range(min(settings.runs, RUNS_MAX)):
-        settings.say(f"tests: {number + 1}/{min(settings.runs, RUNS_MAX)}")
+        settings.say(f"plugin: {number + 1}/{min(settings.runs, RUNS_MAX)}")
         alone.append(_run(directory))
         beside.append(_run(directory, "-n", "2"))
     return [
