@@ -46,6 +46,7 @@ async def write_state(vm: VM, path: Path, *, with_memory: bool) -> None:
         await vm.monitor.give("state", descriptor)
         await vm.monitor.execute("migrate", {"uri": "fd:state"}, timeout_s=STATE_TIMEOUT_S)
         await _wait_for_end(vm, "written")
+        await _wait_until_let_go(vm)
     except BaseException:
         await _give_up(vm)
         path.unlink(missing_ok=True)
@@ -60,8 +61,16 @@ async def _give_up(vm: VM) -> None:
         await vm.monitor.execute("migrate_cancel")
         for _ in range(GIVE_UP_LOOKS):
             if (await vm.monitor.execute("query-migrate")).get("status") not in _UNDER_WAY:
-                return
+                return await _wait_until_let_go(vm)
             await asyncio.sleep(_LOOK_S)
+
+
+async def _wait_until_let_go(vm: VM) -> None:
+    """QEMU says that a state is written, or is not, a moment before it lets the guest be run again."""
+    for _ in range(GIVE_UP_LOOKS):
+        if await vm.query_runstate() != "finish-migrate":
+            return
+        await asyncio.sleep(_LOOK_S)
 
 
 async def take_state(vm: VM, path: Path, *, with_memory: bool) -> None:

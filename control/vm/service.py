@@ -103,6 +103,7 @@ class Service:
             "screen_text": self._screen_text,
             "snapshot": self._snapshot,
             "freeze": self._freeze,
+            "copy_disks": self._copy_disks,
             "attach": self._attach,
             "line": self._line,
         }
@@ -403,6 +404,13 @@ class Service:
         vm = self._living()
         async with self._keeping:
             return await freeze(vm, Path(params["directory"]))
+
+    async def _copy_disks(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        from control.vm.templates import copy_disks
+
+        vm = self._living()
+        async with self._keeping:
+            return {"disks": [str(path) for path in await copy_disks(vm, Path(params["directory"]))]}
 
     async def _line(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         await self._living().drive_line(params["line"], params.get("how", "pulse"), params.get("seconds", LINE_S))

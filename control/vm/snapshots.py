@@ -366,9 +366,9 @@ def _check_disks_can(disks: Sequence[GuestDisk], tag: str) -> None:
 async def standing_still(vm: VM) -> AsyncIterator[bool]:
     """Stop the guest for the body, and let it go on after it; gives whether it ran."""
     was_running = await vm.query_runstate() == "running"
-    if was_running:
-        await vm.monitor.execute("stop")
     try:
+        if was_running:
+            await vm.monitor.execute("stop")  # whoever wants it may go while QEMU is still at it, or has just done it
         yield was_running
     finally:
         if was_running:

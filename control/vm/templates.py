@@ -327,6 +327,23 @@ async def _prepare_agent(vm: VM) -> None:
         ) from error
 
 
+async def copy_disks(vm: VM, directory: Path) -> list[Path]:
+    """Copy what a declared VM's disks hold at one moment; it stands still meanwhile, and goes on as before.
+
+    Returns:
+        The copies, in `directory`; of a disk that is only read, the disk itself.
+
+    Raises:
+        MonitorError, HostError: It cannot be done; the VM goes on.
+    """
+    from control.vm.snapshots import standing_still
+
+    spec = from_plain(vm.record.spec)
+    assert isinstance(spec, VMSpec)
+    async with standing_still(vm):  # QEMU has written down what it holds of them
+        return [await copy_disk(disk, directory / f"disk{index}") for index, disk in enumerate(spec.disks)]
+
+
 async def copy_disk(disk: Disk, target: Path) -> Path:
     """Copy a disk as it is, holes and all; where the file system can, nothing is copied until it changes."""
     if disk.read_only:

@@ -28,7 +28,7 @@ from control.vm.instance import write_atomically
 from control.vm.lifetime import SNAPSHOT_ANSWER_S
 from control.vm.reach import begin, connect, hold, look
 from control.vm.snapshots import Snapshot, find_snapshot
-from control.vm.templates import copy_disk
+from control.vm.templates import COPY_TIMEOUT_S, copy_disk
 
 LIST_TIMEOUT_S = 600.0
 LISTING_MAX_BYTES = 256 << 20
@@ -153,34 +153,17 @@ def _copy(runtime: Path, name: str, snapshot: Snapshot, spec: VMSpec, files: Ins
     """Copy disks and snapshot for the second machine, while the first stands still; returns its disks."""
     of = look(runtime, name).files
     files.snapshots.mkdir(mode=0o700)
-    disks: list[Disk] = []
-    places: dict[str, str] = {}
-    with _standing_still(runtime, name):
-        for index, disk in enumerate(spec.disks):
-            copied = asyncio.run(copy_disk(disk, files.directory / f"disk{index}"))
-            places[str(disk.path)] = str(copied)
-            disks.append(replace(disk, path=copied))
+    with connect(runtime, name) as remote:
+        copies = remote.call("copy_disks", {"directory": str(files.directory)}, timeout_s=COPY_TIMEOUT_S)["disks"]
+    disks = tuple(replace(disk, path=Path(copy)) for disk, copy in zip(spec.disks, copies, strict=True))
+    places = {str(disk.path): copy for disk, copy in zip(spec.disks, copies, strict=True)}
     state = Disk(of.snapshots / f"{snapshot.tag}.qcow2", "qcow2")
     asyncio.run(copy_disk(state, files.snapshots / f"{snapshot.tag}.qcow2"))
     if of.firmware_variables.exists():
         asyncio.run(copy_disk(Disk(of.firmware_variables, "raw"), files.firmware_variables))
     note = replace(snapshot, disks=[places.get(path, path) for path in snapshot.disks])
     write_atomically(files.snapshots / f"{snapshot.tag}.json", json.dumps(asdict(note)).encode())
-    return tuple(disks)
-
-
-@contextlib.contextmanager
-def _standing_still(runtime: Path, name: str) -> Iterator[None]:
-    """QEMU has written down what it holds of the disks while the guest stands still."""
-    with connect(runtime, name) as remote:
-        was_running = remote.call("status")["state"] == "RUNNING"
-        if was_running:
-            remote.call("pause")
-        try:
-            yield
-        finally:
-            if was_running:
-                remote.call("resume")
+    return disks
 
 
 def _list_files(runtime: Path, name: str) -> dict[str, Entry]:

@@ -123,6 +123,8 @@ def test_a_snapshot_and_going_back(desk: Desk) -> None:
     assert desk.run("snapshot", "save", "one", tag).exit_code == 0
     kill_at_any_moment(desk, "snapshot", "save", "one")
     assert desk.run("exec", "one", "--", "sh", "-c", "echo after > /tmp/word").exit_code == 0
+    kill_at_any_moment(desk, "snapshot", "diff", "one", tag)
+    assert desk.run("exec", "one", "--", "cat", "/tmp/word").stdout == "after\n"
     kill_at_any_moment(desk, "snapshot", "restore", "one", tag)
     assert desk.run("snapshot", "restore", "one", tag).exit_code == 0
     assert desk.run("exec", "one", "--", "cat", "/tmp/word").stdout == "before\n"

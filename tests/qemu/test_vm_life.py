@@ -26,6 +26,7 @@ from control.units import MIB
 from control.vm import shutdown
 from control.vm.instance import claim_instance, find_running, read_record
 from control.vm.screen import save_screenshot
+from control.vm.snapshots import standing_still
 from control.vm.states import State
 from control.vm.vm import VM, adopt_vm, open_vm
 from tests.qemu.ear import Ear
@@ -373,3 +374,25 @@ async def test_a_monitor_that_says_nothing_is_given_up() -> None:
         with pytest.raises(WaitTimeout, match="greeting"):
             async with open_monitor(connection, timeout_s=0.2):
                 pytest.fail("that was no monitor")
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_it_goes_on_although_who_had_it_stand_still_is_gone(
+    spec: VMSpec, files: InstanceFiles, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    async with open_vm(spec, files, Ear()) as vm:
+        await vm.resume()
+        execute = vm.monitor.execute
+
+        async def interrupted(command: str, *given: Any, **more: Any) -> Any:
+            if command != "stop":
+                return await execute(command, *given, **more)
+            task = asyncio.ensure_future(execute(command, *given, **more))
+            await (task if answered else asyncio.sleep(0))
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(vm.monitor, "execute", interrupted)
+        with pytest.raises(asyncio.CancelledError):
+            async with standing_still(vm):
+                raise AssertionError("whoever wanted it is gone")
+        assert await vm.query_runstate() == "running"

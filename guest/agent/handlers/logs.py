@@ -1,5 +1,7 @@
 """`log_follow` (guest floor): a file or the journal, line by line as it grows, into a stream."""
 
+import time
+
 from .. import dispatch, files, parameters, process, services, steps, streams
 from ..follower import Follower
 
@@ -57,8 +59,13 @@ def _follow_journal(call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
     if process.find_program("journalctl", environment) is None:
         raise dispatch.CallError(dispatch.NOT_SUPPORTED, "this guest has no journal")
     argv = ["journalctl", "--no-pager", "--quiet", "--output=short-iso"]
-    argv.append("--lines=%d" % params.get("lines", _DEFAULT_LINES))
-    if params.get("follow", True):
+    lines, follow = params.get("lines", _DEFAULT_LINES), params.get("follow", True)
+    if follow and not lines:
+        # From now on: what is logged until journalctl has begun to read belongs to it.
+        argv.append("--since=@%.6f" % time.time())
+    else:
+        argv.append("--lines=%d" % lines)
+    if follow:
         argv.append("--follow")
     if "unit" in params:
         argv.append("--unit=" + params["unit"])
