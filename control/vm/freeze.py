@@ -61,7 +61,8 @@ async def _give_up(vm: VM) -> None:
         await vm.monitor.execute("migrate_cancel")
         for _ in range(GIVE_UP_LOOKS):
             if (await vm.monitor.execute("query-migrate")).get("status") not in _UNDER_WAY:
-                return await _wait_until_let_go(vm)
+                await _wait_until_let_go(vm)
+                return
             await asyncio.sleep(_LOOK_S)
 
 
