@@ -1,10 +1,10 @@
-"""Chooses the guest's kernel modules and indexes them (room: image; called by `iso/base.py`)."""
+"""Chooses the guest's kernel modules and indexes them (room: image; called by `iso/base.py` and `iso/kernel.py`)."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from iso.failure import BuildError
@@ -12,7 +12,7 @@ from iso.newc import Tree, file
 from iso.programs import run
 
 DATA = Path(__file__).resolve().parent / "modules.toml"
-_COMPRESSED = {".zst": ["zstd", "-dcq"], ".xz": ["xz", "-dc"]}
+_COMPRESSED = {".zst": ["zstd", "-dcq"], ".xz": ["xz", "-dc"], ".gz": ["gzip", "-dc"]}
 _INDEX_FILES = ("modules.order", "modules.builtin", "modules.builtin.modinfo")
 
 
@@ -29,13 +29,44 @@ def select(kernel: Path, version: str, names: Iterable[str]) -> Tree:
         BuildError: The kernel neither has nor builds in one of them.
     """
     root = _modules_root(kernel, version)
-    found = {_name(path): path for path in root.rglob("*.ko*")}
+    found = list_installed(root)
     built_in = {_name(Path(line)) for line in (root / "modules.builtin").read_text().splitlines()}
-    tree: Tree = {}
-    waiting = [_plain(name) for name in names]
-    unknown = sorted(name for name in waiting if name not in found and name not in built_in)
+    unknown = sorted(name for name in map(_plain, names) if name not in found and name not in built_in)
     if unknown:
         raise BuildError(f"the kernel {version} has no module {', '.join(unknown)}", hint="correct iso/modules.toml")
+    tree, _ = take(root, version, found, names)
+    for index in _INDEX_FILES:
+        if (root / index).exists():
+            tree[f"usr/lib/modules/{version}/{index}"] = file((root / index).read_bytes())
+    return tree
+
+
+def list_installed(root: Path) -> dict[str, Path]:
+    """The modules below a directory like `/lib/modules/VERSION`, by name."""
+    return {_name(path): path for path in root.rglob("*.ko*")}
+
+
+def list_built(sources: Path) -> dict[str, Path]:
+    """The modules that were built in the sources of Linux, by name; none where no `make` has got that far.
+
+    Source: Linux, scripts/Makefile.modinst, of several versions: `modules.order` has named `kernel/a/b.ko`, `a/b.ko`
+    and, since 6.3, `a/b.o`.
+    """
+    order = sources / "modules.order"
+    lines = order.read_text().split() if order.exists() else []
+    paths = [(sources / line.removeprefix("kernel/")).with_suffix(".ko") for line in lines]
+    return {_name(path): path for path in paths if path.exists()}
+
+
+def take(root: Path, version: str, found: Mapping[str, Path], names: Iterable[str]) -> tuple[Tree, list[Path]]:
+    """Take those of the modules `names` that were found below `root`, and all found that they depend on.
+
+    Returns:
+        Where they lie in a guest, unpacked, and the files that they were read from.
+    """
+    tree: Tree = {}
+    read: list[Path] = []
+    waiting = [_plain(name) for name in names]
     done: set[str] = set()
     while waiting:
         name = waiting.pop()
@@ -46,11 +77,9 @@ def select(kernel: Path, version: str, names: Iterable[str]) -> Tree:
         data = _read(path)
         relative = path.relative_to(root).with_suffix("") if path.suffix in _COMPRESSED else path.relative_to(root)
         tree[f"usr/lib/modules/{version}/{relative}"] = file(data)
+        read.append(path)
         waiting += _dependencies(data)
-    for index in _INDEX_FILES:
-        if (root / index).exists():
-            tree[f"usr/lib/modules/{version}/{index}"] = file((root / index).read_bytes())
-    return tree
+    return tree, read
 
 
 def index(tree: Path, version: str, depmod: list[str]) -> Tree:

@@ -11,12 +11,15 @@ from pathlib import Path
 from control.errors import ImageBuildError, WaitTimeout
 from control.image.disk import grow_disk
 from control.image.workshop import Workshop, show_lines
+from control.log import LOG
 from control.paths import BUILD, IMAGE, ROOT
 from control.spec.image import ImageDeclaration
 from control.streams import Completed, PipedRunner
 
 TIMEOUT_S = 3600.0
 """It downloads and installs a system."""
+
+_CACHE = ("--cache", str(BUILD / "cache"))
 
 
 def make_debian(image: ImageDeclaration, shop: Workshop, scratch: Path) -> Path:
@@ -63,15 +66,32 @@ def make_ours(name: str, runner: PipedRunner, note: Callable[[str], None], *, fo
     def run(argv: list[str], take: Callable[[bytes], None]) -> Completed:
         return asyncio.run(runner(argv, timeout_s=TIMEOUT_S, on_stderr=take))
 
-    _run_door(run, note, ours.door, [*ours.words, "--output", str(IMAGE), *more])
+    _run_door(run, note, ours.door, [*ours.words, "--output", str(IMAGE), *_CACHE, *more])
     return IMAGE / ours.file
+
+
+def make_initrd(release: str, modules: Path, base: Path, output: Path, runner: PipedRunner) -> None:
+    """Make the initrd `output` (and what it stands on, as `output` with `.json`) of `base` and a kernel's modules.
+
+    Args:
+        release: What `uname -r` says under that kernel.
+        modules: A directory like `/lib/modules/RELEASE`, or the sources that the kernel was built in.
+
+    Raises:
+        ImageBuildError, WaitTimeout: It cannot be made; an older one is as it was.
+    """
+
+    def run(argv: list[str], take: Callable[[bytes], None]) -> Completed:
+        return asyncio.run(runner(argv, timeout_s=TIMEOUT_S, on_stderr=take))
+
+    _run_door(run, LOG.debug, "kernel.py", [release, str(modules), "--initrd", str(base), "--output", str(output)])
 
 
 def _run_shops_door(shop: Workshop, door: str, words: list[str]) -> None:
     def run(argv: list[str], take: Callable[[bytes], None]) -> Completed:
         return shop.run(argv, timeout_s=TIMEOUT_S, on_stderr=take)
 
-    _run_door(run, shop.note, door, words)
+    _run_door(run, shop.note, door, [*words, *_CACHE])
 
 
 def _run_door(
@@ -81,7 +101,7 @@ def _run_door(
     words: list[str],
 ) -> None:
     lines = _Lines(note)
-    done = run([sys.executable, str(ROOT / "iso" / door), *words, "--cache", str(BUILD / "cache")], lines.take)
+    done = run([sys.executable, str(ROOT / "iso" / door), *words], lines.take)
     seen = show_lines(done.stderr[-4000:])
     if done.timed_out:
         raise WaitTimeout(f"iso/{door} to end", TIMEOUT_S, last_seen=seen)

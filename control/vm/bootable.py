@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from control.errors import ImageError
-from control.paths import IMAGE
+from control.paths import IMAGE, cache_directory
+from control.process.run import run
 from control.spec.vm_spec import Boot, DirectBoot, Disk, DiskBoot, IsoBoot
 from control.units import MIB
 from control.vm import media
@@ -43,10 +44,11 @@ class Bootable:
 def find_bootable(image: str) -> Bootable:
     """Say what `image` is: `builtin`, `debian`, or a file: a kernel, a folder that one was built in, an ISO, a disk.
 
-    A kernel gets the built-in guest's file system.
+    A kernel gets the built-in guest's file system, and its own modules for that where they are found.
 
     Raises:
         ImageError: It is not there, not built, or nothing that can be booted.
+        ImageBuildError: Its modules cannot be given to the guest.
     """
     if image == BUILTIN:
         return _with_builtin_system(BUILTIN, get_builtin_file("vmlinux"))
@@ -75,8 +77,22 @@ def find_bootable(image: str) -> Bootable:
 
 
 def _with_builtin_system(label: str, kernel: Path) -> Bootable:
-    initrd, line = get_builtin_file("initrd"), read_manifest()["kernel_command_line"]
-    return Bootable(label, DirectBoot(media.check_kernel(kernel), initrd, line), (kernel, initrd))
+    initrd, manifest = get_builtin_file("initrd"), read_manifest()
+    media.check_kernel(kernel)
+    if label != BUILTIN:
+        initrd = _give_modules(kernel, initrd, manifest["kernel_version"])
+    return Bootable(label, DirectBoot(kernel, initrd, manifest["kernel_command_line"]), (kernel, initrd))
+
+
+def _give_modules(kernel: Path, initrd: Path, has: str) -> Path:
+    """An initrd with the modules of a kernel; the one there is when it has them, or nobody has."""
+    from control.image.kernels import find_modules, provide_initrd, read_release
+
+    release = read_release(kernel)
+    modules = find_modules(kernel, release) if release not in ("", has) else None
+    if modules is None:
+        return initrd
+    return provide_initrd(release, modules, initrd, cache_directory() / "kernels", run)
 
 
 def _from_disk(label: str, path: Path) -> Bootable:
