@@ -11,10 +11,10 @@ from control.cli.desk import Desk
 from control.cli.life import Fate, conclude, for_each
 from control.cli.table import draw_table
 from control.errors import ConfigError
-from control.units import format_duration, format_size
+from control.units import format_duration, format_size, parse_size_bytes
 from control.vm import cloning
 from control.vm.clones import list_clones
-from control.vm.templates import Template, list_templates
+from control.vm.templates import Template, list_templates, make_room
 
 if TYPE_CHECKING:
     from control.process.detach import Detached
@@ -36,13 +36,17 @@ def template(desk: Desk) -> int:
             desk.note(f"the template {options.delete} is gone")
         return 0
     name = desk.check_name(options.name)
+    budget = parse_size_bytes(options.budget, key="--budget")
     made, took = cloning.make_template(desk.location, name, options.template or name)
-    desk.show({"made": made.describe(), **took})
+    removed = make_room(desk.runtime, budget, made.name)
+    desk.show({"made": made.describe(), **took, "removed": removed})
     if not desk.is_json:
         desk.note(
             f"{made.name}: a template of {name}, {format_size(made.bytes)} ({format_duration(took['seconds'])}; "
             f"{name} stood still for {format_duration(took['frozen_s'])})"
         )
+        for each in removed:
+            desk.note(f"the template {each} is gone: all were to take no more than {format_size(budget)} (--budget)")
     return 0
 
 

@@ -207,6 +207,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--net", choices=("none", "user"), default="none", help="what it reaches (none)")
     sub.add_argument("--memory", metavar="SIZE", help="of the machine (512M; 1G where a system is on a disk)")
     sub.add_argument("--cpus", type=_count, default=1, metavar="N", help="of the machine (1)")
+    sub.add_argument(
+        "--limit", metavar="KEY=VALUE", action="append", default=[],
+        help="what it may use of this host: cpu=1.5, memory=700M, file_size=8G",
+    )  # fmt: skip
     sub.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="kill the program after so long")
     sub.add_argument("-t", "--tty", action="store_true", help="give it a terminal, which is yours (where there is one)")
     sub.add_argument("-n", "--no-stdin", action="store_true", help="give it nothing to read")
@@ -214,6 +218,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("template", "clone:template", "freeze a running VM, so that clones of it are there at once")
     sub.add_argument("name", metavar="NAME", nargs="?", help="the VM")
     sub.add_argument("--as", dest="template", metavar="TEMPLATE", help="what the template is called (as the VM)")
+    sub.add_argument(
+        "--budget", metavar="SIZE", default="16G",
+        help="what all may take together; those not used for longest go, but for those with clones (16G)",
+    )  # fmt: skip
     sub.add_argument("--list", action="store_true", help="list the templates")
     sub.add_argument("--delete", metavar="TEMPLATE", help="remove one that has no clones")
     sub = add("fork", "fork:fork", "make running clones of a template, each a machine of its own")

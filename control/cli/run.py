@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from control.cli.desk import Desk
 from control.errors import ConfigError
 from control.paths import cache_directory
+from control.units import MIB
 from control.vm.hire import hire
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 COPY_TIMEOUT_S = 24 * 3600.0
 READ_ONLY = ":ro"
 
+FILE_BYTES = 8192 * MIB
+"""What a guest can make a file of this host grow to, by its disk or its console, when nothing else is said."""
+
 
 def run(desk: Desk) -> int:
     options = desk.options
@@ -31,13 +35,15 @@ def run(desk: Desk) -> int:
         raise ConfigError("--apply goes with --sync", hint="a directory that is given with --mount changes at once")
     # It loads while we do.
     with hire(f"run-{os.getpid()}", cache_directory() / "run") as hired:
+        from control.spec.limits import Limits, read_limits
         from control.spec.network import Network
         from control.units import parse_size_bytes
         from control.vm.disposable import Shape, open_disposable
 
         memory_bytes = parse_size_bytes(options.memory, key="--memory") if options.memory else None
         share = _choose_share(options.mount) if options.mount else None
-        shape = Shape(options.image, memory_bytes, options.cpus, (Network(options.net),), share)
+        limits = read_limits(options.limit, Limits(file_bytes=FILE_BYTES))
+        shape = Shape(options.image, memory_bytes, options.cpus, (Network(options.net),), share, limits=limits)
         with open_disposable(shape, fresh=options.fresh, say=desk.note, hired=hired) as machine:
             try:
                 if share is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from control.cli.desk import Desk, printable
@@ -113,8 +114,8 @@ def _find_holder(seen: Seen) -> dict[str, Any] | None:
 
 
 def _find_limits(spec: dict[str, Any], group: dict[str, Any]) -> dict[str, Any] | None:
-    limits = spec.get("limits", {})
-    return {**limits, "kept_by": group["kind"]} if group else None
+    limits = Limits(**spec.get("limits", {}))
+    return {**asdict(limits), "kept_by": group["kind"] if group else "setrlimit"} if limits else None
 
 
 def _list_held(holder: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -138,8 +139,9 @@ def _to_text(found: dict[str, Any]) -> str:
     if found["ssh"] and found["ssh"]["port"]:
         rows.append(("ssh", f"port {found['ssh']['port']}"))
     if found["limits"]:
-        cpu, memory = found["limits"]["cpu"], found["limits"]["memory_bytes"]
-        rows.append(("limits", f"{Limits(cpu, memory)}, kept by {found['limits']['kept_by']}"))
+        limits = dict(found["limits"])
+        kept_by = limits.pop("kept_by")
+        rows.append(("limits", f"{Limits(**limits)}, kept by {kept_by}"))
     rows += [("forward", forward) for forward in found["forwards"]]
     rows += [(key, found[key]) for key in ("note", "trouble") if found[key]]
     rows.append(("console", found["serial_file"]))

@@ -28,6 +28,12 @@ SYSTEMD_RUNS = Path("/run/systemd/system")
 """Where this directory is, systemd is the first process (sd_booted(3))."""
 
 _ENTER = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 126; shift; done; shift; exec "$@"'
+_BOUND_FILES = 'trap "" XFSZ; ulimit -f "$1" || exit 126; shift; exec "$@"'
+"""Who writes beyond it is told so (EFBIG), and not ended: a guest sees an error of its disk. Source: setrlimit(2)."""
+
+_ULIMIT_BLOCK_BYTES = 512
+"""Source: POSIX, ulimit."""
+
 _UNLIMITED_ABOVE = 2**62
 """The memory limit of a group of v1 that has none is the largest multiple of a page below 2**63."""
 
@@ -114,6 +120,13 @@ class Group:
                     f"the control group {place} cannot be removed: {error.strerror}",
                     hint=f"the processes named in {place}/cgroup.procs are in it",
                 ) from error
+
+
+def build_file_prefix(limits: Limits) -> tuple[str, ...]:
+    """Return the words before a command line that bound the files which it writes; none where they are not bounded."""
+    if limits.file_bytes is None:
+        return ()
+    return ("/bin/sh", "-c", _BOUND_FILES, "sh", str(limits.file_bytes // _ULIMIT_BLOCK_BYTES))
 
 
 def from_plain(plain: Mapping[str, Any]) -> Group | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from control.errors import ConfigError
 from control.spec.held import HeldSpec
 from control.spec.held_declaration import COMMON_KEYS, PROCESS_KEYS, SERIAL_KEYS, check_kind, read_held
-from control.spec.limits import NO_LIMITS, Limits
+from control.spec.limits import CPU_MAX, CPU_MIN, FILE_MIN_BYTES, NO_LIMITS, Limits
 from control.spec.network import (
     LOOPBACK,
     PORT_MAX,
@@ -40,7 +40,7 @@ VM_KEYS = tuple(dict.fromkeys((*COMMON_KEYS, *QEMU_KEYS, *PROCESS_KEYS, *SERIAL_
 DISK_KEYS = ("path", "size", "format", "interface", "serial", "read_only")
 FORWARD_KEYS = ("host", "guest", "address", "protocol")
 SHARE_KEYS = ("path", "tag")
-LIMIT_KEYS = ("cpu", "memory")
+LIMIT_KEYS = ("cpu", "memory", "file_size")
 KINDS = tuple(KEYS_OF_KIND)
 RESTARTS = ("no", "on-failure", "always")
 BOOTS = ("direct", "iso", "disk")
@@ -349,14 +349,18 @@ def _read_limits(table: Table) -> Limits:
         value = limits.values["cpu"]
         if isinstance(value, bool) or not isinstance(value, int | float):
             limits.report("cpu", f"cpu is {name_type(value)}; a number of host CPUs is wanted, as 1.5")
-        elif not 0.01 <= value <= 4096:
-            limits.report("cpu", f"cpu cannot be {show_value(value)}", hint="from 0.01 to 4096 host CPUs")
+        elif not CPU_MIN <= value <= CPU_MAX:
+            hint = f"from {CPU_MIN:g} to {CPU_MAX} host CPUs"
+            limits.report("cpu", f"cpu cannot be {show_value(value)}", hint=hint)
         else:
             cpu = float(value)
     memory = _read_size(limits, "memory")
     if memory is not None and memory < MEMORY_MIN_BYTES:
         limits.report("memory", f"QEMU cannot run in {format_size(memory)}", hint="leave room for the guest and QEMU")
-    return Limits(cpu, memory)
+    file = _read_size(limits, "file_size")
+    if file is not None and file < FILE_MIN_BYTES:
+        limits.report("file_size", f"QEMU cannot work with files of {format_size(file)}", hint="1M is the least")
+    return Limits(cpu, memory, file)
 
 
 def _read_disks(table: Table, around: Surroundings) -> tuple[DiskDeclaration, ...]:

@@ -154,8 +154,11 @@ def _start_process(spec: AnySpec, files: InstanceFiles, argv: Sequence[str]) -> 
         return start_process(argv, output=files.qemu_output, errors=files.qemu_log, cwd=cwd), None
     import hashlib
 
-    from control.process.limits import make_group  # few VMs have some
+    from control.process.limits import build_file_prefix, make_group  # few VMs have some
 
+    argv = [*build_file_prefix(spec.limits), *argv]
+    if not spec.limits.needs_group:
+        return start_process(argv, output=files.qemu_output, errors=files.qemu_log, cwd=cwd), None
     # The digest tells it from an instance of that name in another directory.
     digest = hashlib.sha256(os.fsencode(files.directory.absolute())).hexdigest()[:16]
     group = make_group(f"unhinged-{digest}-{spec.name}", spec.limits)

@@ -221,6 +221,7 @@ def make_clone(
         with hiring as supervisor, templates.hold_templates(location.runtime, alone=False):
             source = templates.read_template(location.runtime, template)
             _refuse_changed(source)
+            templates.mark_used(location.runtime, template)
             clones.write_parentage(files, Parentage(template, source.vm, source.qemu))
             frozen = templates.find_frozen(location.runtime, template)
             spec = asyncio.run(clones.build_clone(source.spec, name, files, frozen))

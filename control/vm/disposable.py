@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from control.errors import ControlError, HostError, StateError
 from control.host import find_qemu, look_around
 from control.paths import IS_CHECKOUT, InstanceFiles, cache_directory, open_instance_files
 from control.process.run import run
+from control.spec.limits import NO_LIMITS, Limits
 from control.spec.locate import Location
 from control.spec.network import Network
 from control.spec.plain import from_plain, to_plain
@@ -33,7 +33,6 @@ from control.vm.instance import read_record, write_atomically
 from control.vm.lifetime import wait_for
 from control.vm.provision import HOW_TO_BUILD, make_disk
 from control.vm.reach import begin, connect, hold, look
-from control.vm.templates import Template
 
 if TYPE_CHECKING:
     from control.process.detach import Detached
@@ -68,6 +67,7 @@ class Shape:
         memory_bytes: None for what that image needs.
         networks: By default it reaches nothing.
         share: A directory of the host, which whoever makes the machine mounts in it.
+        limits: What its QEMU may use of this host.
     """
 
     image: str = BUILTIN
@@ -76,6 +76,7 @@ class Shape:
     networks: tuple[Network, ...] = ()
     share: Share | None = None
     display: Display = "none"
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def make_disposable(
         if template is None:
             _boot(files, machine.name, spec, hired)
         else:
-            own = {"networks": spec.networks, "realm": spec.realm, "share": spec.share}
+            own = {"networks": spec.networks, "realm": spec.realm, "share": spec.share, "limits": spec.limits}
             cloning.make_clone(location, template, machine.name, hired=hired, with_us=True, own=own)
     except BaseException:
         machine.discard()
@@ -197,6 +198,7 @@ def build_spec(shape: Shape, say: Callable[[str], None]) -> VMSpec:
         networks=shape.networks or (Network("none"),),
         realm=NAME,
         display=shape.display,
+        limits=shape.limits,
         qemu=str(qemu),
     )
 
@@ -260,9 +262,7 @@ def _find_template(location: Location, image: str, spec: VMSpec, say: Callable[[
                 say(f"making a template of {what}; from then on it takes a fraction of a second")
                 with templates.open_draft(location.runtime, name) as draft:
                     templates.publish(location.runtime, draft, asyncio.run(make_template(name, draft, spec)))
-                _make_room(location, name)
-    with contextlib.suppress(FileNotFoundError):  # removed for room at this moment; whoever wants to clone it is told
-        os.utime(note)  # when it was used last
+                templates.make_room(location.runtime, BUDGET_BYTES, name)
     return name
 
 
@@ -274,27 +274,10 @@ def _generalize(location: Location, spec: VMSpec) -> VMSpec:
         empty = location.runtime / "share"
         empty.mkdir(mode=0o700, parents=True, exist_ok=True)
         share = Share(empty, share.tag, has_mailboxes=False)
-    return replace(spec, networks=networks, share=share)
+    return replace(spec, networks=networks, share=share, limits=NO_LIMITS)
 
 
 def _digest(spec: VMSpec, files: tuple[Path, ...]) -> str:
     """All that a state depends on: the machine, what it boots, the QEMU."""
     found = [(path.stat().st_mtime_ns, path.stat().st_size, path.stat().st_ino) for path in (Path(spec.qemu), *files)]
     return hashlib.sha256(json.dumps([to_plain(spec), found], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _make_room(location: Location, keep: str) -> None:
-    """Remove templates that have not been used for longest, until the others fit the budget."""
-    left = BUDGET_BYTES
-    used = sorted(templates.list_templates(location.runtime), key=lambda each: _last_use(location, each), reverse=True)
-    for template in used:
-        left -= template.bytes
-        if left < 0 and template.name != keep:
-            with contextlib.suppress(StateError):  # one that is in use stays
-                cloning.delete_template(location.runtime, template.name)
-
-
-def _last_use(location: Location, template: Template) -> float:
-    with contextlib.suppress(OSError):
-        return (templates.find_directory(location.runtime, template.name) / "template.json").stat().st_mtime
-    return 0.0

@@ -213,6 +213,40 @@ def delete(runtime: Path, name: str) -> None:
     shutil.rmtree(grave)
 
 
+def mark_used(runtime: Path, name: str) -> None:
+    """Remember that a template is wanted now; nothing when it has just been removed."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(find_directory(runtime, name) / "template.json")
+
+
+def make_room(runtime: Path, budget_bytes: int, keep: str) -> list[str]:
+    """Remove the templates that have not been used for longest, until the others take no more than the budget.
+
+    Args:
+        keep: One that stays, as those do that have clones.
+
+    Returns:
+        The names of those that are gone.
+
+    Raises:
+        HostError: The directory of the templates cannot be written.
+    """
+    left, gone = budget_bytes, []
+    for template in sorted(list_templates(runtime), key=lambda each: _last_use(runtime, each), reverse=True):
+        left -= template.bytes
+        if left < 0 and template.name != keep:
+            with contextlib.suppress(StateError), hold_templates(runtime, alone=True):
+                delete(runtime, template.name)
+                gone.append(template.name)
+    return gone
+
+
+def _last_use(runtime: Path, template: Template) -> float:
+    with contextlib.suppress(OSError):
+        return (find_directory(runtime, template.name) / "template.json").stat().st_mtime
+    return 0.0
+
+
 def _find_home(runtime: Path) -> Path:
     return runtime / "templates"
 

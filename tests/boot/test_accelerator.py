@@ -25,6 +25,7 @@ def _find_lying_kvm(qemu: Path) -> bool:
     return KvmHost().device.exists() and os.access(KvmHost().device, os.R_OK | os.W_OK) and not verdict.works
 
 
+@pytest.mark.slow
 def test_a_kvm_that_dies_gives_way_to_tcg_and_is_remembered(workdir: Path) -> None:
     qemu = Path(shutil.which("qemu-system-x86_64") or "")
     if not _find_lying_kvm(qemu):

@@ -44,6 +44,7 @@ async def check(vm: VM) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 async def test_a_guest_is_worked_with_whatever_happens_to_it(files: InstanceFiles, workdir: Path) -> None:
     async with open_guest(files) as vm:
         await check(vm)

@@ -103,6 +103,7 @@ def test_each_has_ports_of_its_own_and_answers_ssh_with_a_key_of_its_own(desk: D
         assert done.stdout == f"{name}\n", done
 
 
+@pytest.mark.slow
 def test_a_clone_that_was_stopped_boots_from_its_own_disk(desk: Desk, pair: tuple[str, str]) -> None:
     name = pair[0]
     shell(desk, name, "echo mine > /data/file; sync")
@@ -126,6 +127,23 @@ def test_a_template_that_is_needed_stays(desk: Desk, pair: tuple[str, str]) -> N
         assert "has clones" in error["message"] and pair[0] in error["message"]
     listed = desk.ask("template", "template", "--list")["templates"]
     assert [(each["name"], set(pair) <= set(each["clones"])) for each in listed] == [("warm", True)]
+
+
+def test_what_has_not_been_used_for_longest_goes_for_the_budget(desk: Desk, pair: tuple[str, str]) -> None:
+    for name in ("older", "newer", "newest"):
+        assert desk.ask("template", "template", "one", "--as", name)["removed"] == []
+    assert desk.run("fork", "older", "--name", "cloned").exit_code == 0
+    assert desk.run("discard", "cloned").exit_code == 0
+    sizes = {each["name"]: each["bytes"] for each in desk.ask("template", "template", "--list")["templates"]}
+    budget = sizes["newest"] + sizes["older"] + sizes["newer"] // 2
+    done = desk.run("template", "one", "--as", "newest", "--budget", f"{budget // 1024}K")
+    assert done.exit_code == 0 and "the template newer is gone: all were to take no more than" in done.stderr
+    # `older` was cloned after `newer` was made; `warm` has clones.
+    left = {each["name"] for each in desk.ask("template", "template", "--list")["templates"]}
+    assert left == {"warm", "older", "newest"}
+    for name in ("older", "newest"):
+        assert desk.run("template", "--delete", name).exit_code == 0
+    assert "--budget" in desk.run("template", "one", "--budget", "lots").stderr
 
 
 def test_names(desk: Desk) -> None:

@@ -158,6 +158,7 @@ def test_a_run_that_makes_its_template(tmp_path: Path) -> None:
         assert list_drafts(desk, home) == []
 
 
+@pytest.mark.slow
 def test_files_that_change_under_a_template(desk: Desk) -> None:
     for name, of in (("kernel", "vmlinux"), ("initrd", "initrd")):
         shutil.copyfile(IMAGE / of, desk.directory / name)

@@ -120,6 +120,7 @@ def is_vi(rows: int) -> Callable[[list[str]], bool]:
     return is_right
 
 
+@pytest.mark.slow
 def test_vi_is_drawn_anew_on_another_size(desk: Desk, eye: Eye) -> None:
     """Item 7 of the field notes: the size reaches the guest, and the program in front."""
     eye.wait_for_size(desk, 24, 80)

@@ -57,6 +57,7 @@ def test_a_guest_that_shuts_down_ends_the_run_well(workdir: Path) -> None:
     assert json.loads(launch.files.state.read_bytes())["state"] == "STOPPED"
 
 
+@pytest.mark.slow
 def test_a_guest_that_shuts_down_before_until_is_an_error(workdir: Path) -> None:
     with (
         open_launch("enhanced_vm", "--until", "never to be seen", *LIMIT, cwd=workdir) as launch,
@@ -70,7 +71,11 @@ def test_a_guest_that_shuts_down_before_until_is_an_error(workdir: Path) -> None
 
 @pytest.mark.parametrize(
     ("launcher", "number"),
-    [("simple_vm", signal.SIGINT), ("enhanced_vm", signal.SIGTERM), ("unhinged", signal.SIGINT)],
+    [
+        pytest.param("simple_vm", signal.SIGINT, marks=pytest.mark.slow),
+        ("enhanced_vm", signal.SIGTERM),
+        ("unhinged", signal.SIGINT),
+    ],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_a_signal_ends_the_vm_too(launcher: str, number: signal.Signals, workdir: Path) -> None:
@@ -98,6 +103,7 @@ def test_a_killed_launcher_leaves_no_qemu_and_no_obstacle(workdir: Path) -> None
     assert again.files.directory == launch.files.directory
 
 
+@pytest.mark.slow
 def test_a_killed_qemu_is_said_to_have_died(workdir: Path) -> None:
     with open_launch("enhanced_vm", *LIMIT, cwd=workdir) as launch:
         launch.wait_for(rb"booting")
@@ -107,7 +113,7 @@ def test_a_killed_qemu_is_said_to_have_died(workdir: Path) -> None:
     assert json.loads(launch.files.state.read_bytes())["state"] == "FAILED"
 
 
-@pytest.mark.parametrize("launcher", ["simple_vm", "enhanced_vm"])
+@pytest.mark.parametrize("launcher", [pytest.param("simple_vm", marks=pytest.mark.slow), "enhanced_vm"])
 def test_a_panic_of_the_running_guest(launcher: str, workdir: Path) -> None:
     with open_launch(launcher, *LIMIT, cwd=workdir) as launch:
         launch.wait_for(rb"boot finished")
@@ -130,6 +136,7 @@ def test_no_root_file_system(workdir: Path) -> None:
     wait_until_gone(workdir, 2.0)
 
 
+@pytest.mark.slow
 def test_no_root_with_a_kernel_that_starts_over(workdir: Path) -> None:
     options = ("--kernel", str(IMAGE / "bzImage"), "--append", f"panic=-1 {NO_TIMER_CHECK}")
     launch = run_launcher("enhanced_vm", *options, *LIMIT, cwd=workdir, exit_code=3)
@@ -263,7 +270,7 @@ def test_a_working_directory_that_is_read_only(workdir: Path) -> None:
     see_error(launch, ".unhinged cannot be made: Read-only file system")
 
 
-@pytest.mark.parametrize("size", ["64k", "212k", "228k"])
+@pytest.mark.parametrize("size", ["64k", "212k", pytest.param("228k", marks=pytest.mark.slow)])
 def test_a_full_disk(size: str, workdir: Path) -> None:
     """Too small for the data disk, for the records beside it, and for the logs of the running VM."""
     with mounted(workdir / "small", f"size={size}") as cwd:

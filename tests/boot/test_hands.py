@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.boot.one_vm import open_one_vm
-from tests.qemu.fleets import WITHIN_S, Desk
+from tests.qemu.fleets import WITHIN_S, Desk, wait_for
 
 EVENT = 24
 """Bytes of an input event on a 64-bit host (linux/input.h)."""
@@ -56,7 +56,7 @@ def test_keys_together_switch_the_terminal(desk: Desk) -> None:
 
 
 def test_the_pointer_goes_where_it_is_put_and_clicks(desk: Desk) -> None:
-    device = shell(desk, "grep -l Tablet /sys/class/input/event*/device/name | cut -d/ -f5").split()[0]
+    [device] = wait_for(lambda: shell(desk, "grep -l Tablet /sys/class/input/event*/device/name | cut -d/ -f5").split())
     shell(desk, f"setsid sh -c 'exec cat /dev/input/{device} >/tmp/events' >/dev/null 2>&1 & sleep 0.5")
     found = desk.ask("mouse", "mouse", "one", "640", "400", "--click")
     assert found["click"] == "left"
@@ -73,6 +73,7 @@ def test_the_pointer_goes_where_it_is_put_and_clicks(desk: Desk) -> None:
     assert abs(seen[EV_ABS, ABS_X] / 0x7FFF - 640 / 1280) < 0.01
 
 
+@pytest.mark.slow
 def test_a_picture_is_read_where_there_is_tesseract(desk: Desk) -> None:
     """The guest's console is a picture; without tesseract the error names the package."""
     done = desk.run("wait-text", "one", "login", "--timeout", "60")

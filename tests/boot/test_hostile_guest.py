@@ -153,7 +153,7 @@ else:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("flood", ["line", "heartbeats", "nonsense"])
+@pytest.mark.parametrize("flood", ["line", pytest.param("heartbeats", marks=pytest.mark.slow), "nonsense"])
 def test_a_flood_over_the_agents_port(siege: Siege, flood: str) -> None:
     """64 MiB without a line end; 100 000 heartbeats; lines that are nothing, or answers to nothing."""
     shell = siege.shell

@@ -45,9 +45,8 @@ def see_clean_end(launch: Launch, workdir: Path) -> None:
     ("launcher", "boot"),
     [
         *((launcher, "direct") for launcher in LAUNCHERS),
-        ("unhinged", "iso"),
         # They share what boots an ISO, and `make start-enhanced` does so below.
-        *(pytest.param(launcher, "iso", marks=pytest.mark.slow) for launcher in LAUNCHERS if launcher != "unhinged"),
+        *(pytest.param(launcher, "iso", marks=pytest.mark.slow) for launcher in LAUNCHERS),
     ],
 )
 def test_each_launcher_boots_the_guest_until_its_agent_is_ready(launcher: str, boot: str, workdir: Path) -> None:
@@ -113,9 +112,9 @@ def open_stdin(kind: str) -> Iterator[int | None]:
 KINDS = [
     ("simple_vm", "pipe", "file"),
     ("simple_vm", "closed", "pty"),
-    ("simple_vm", "pty", "closed"),
-    ("enhanced_vm", "pipe", "pty"),
-    ("enhanced_vm", "closed", "closed"),
+    pytest.param("simple_vm", "pty", "closed", marks=pytest.mark.slow),
+    pytest.param("enhanced_vm", "pipe", "pty", marks=pytest.mark.slow),
+    pytest.param("enhanced_vm", "closed", "closed", marks=pytest.mark.slow),
     ("enhanced_vm", "pty", "file"),
     ("unhinged", "closed", "pty"),
 ]

@@ -75,6 +75,7 @@ QUICK_EXAMPLES = "commands or waiting or console or files or network"
 """All of them are run by tests/image/test_wheel.py, which is slow."""
 
 
+@pytest.mark.slow
 def test_the_examples(desk: Desk) -> None:
     folder = desk.directory / "examples"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns(".unhinged", "__pycache__"))
@@ -204,6 +205,7 @@ def test_shared(vm_session, request):
 """
 
 
+@pytest.mark.slow
 def test_a_matrix_on_two_workers(desk: Desk) -> None:
     folder = write_suite(desk, "matrix", MATRIX)
     matrix = ("--vm-matrix", "memory=192M,256M", "--vm-matrix", "cpus=1")

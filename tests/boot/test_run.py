@@ -77,9 +77,12 @@ def test_what_cannot_be_run(desk: Desk) -> None:
     assert done.exit_code == 127 and "no-such-program" in done.stderr and done.stdout == ""
     assert desk.run("run", "--", "/etc/passwd").exit_code == 126
     assert "no program is named" in desk.run("run").stderr
+    for word, why in (("cpu=0", "cpu cannot be '0'"), ("memory=1M", "16 MiB is the least"), ("x=1", "is no limit")):
+        assert why in desk.run("run", "--limit", word, "--", "true").stderr
     assert find_machines(desk) == []
 
 
+@pytest.mark.slow
 def test_other_images(desk: Desk) -> None:
     kernel = IMAGE / "bzImage"
     done = desk.run("run", "--image", str(kernel), "--", "uname", "-s")
@@ -149,14 +152,18 @@ def test_what_has_changed_here_too_is_left_alone(desk: Desk) -> None:
     assert ((work / "mine").read_text(), (work / "theirs").read_text()) == ("mine", "new\n")
 
 
-def test_one_that_is_kept(desk: Desk) -> None:
-    done = desk.run("run", "--keep", "--", "sh", "-c", "echo x > /root/x")
+def test_one_that_is_kept_within_limits(desk: Desk) -> None:
+    fill = "echo x > /root/x; dd if=/dev/zero bs=1M count=4 > /dev/ttyS0"
+    done = desk.run("run", "--keep", "--limit", "file_size=1M", "--", "sh", "-c", fill)
     name = done.stderr.split("unhinged: ")[1].split()[0]
     file = desk.directory / ".cache/unhinged/run/run.toml"
     assert f"unhinged -c {file} exec {name} -t -- sh" in done.stderr
     assert desk.run("run", "--", "true").exit_code == 0  # which sweeps what is left of others
     assert desk.run("-c", str(file), "exec", name, "--", "cat", "/root/x").stdout == "x\n"
     assert name in desk.run("-c", str(file), "list").stdout
+    # What the guest writes to its console is kept on this host.
+    assert "1 MiB a file, kept by setrlimit" in desk.run("-c", str(file), "status", name).stdout
+    assert (desk.directory / f".cache/unhinged/run/vm.{name}/serial").stat().st_size == 1 << 20
     assert desk.run("-c", str(file), "discard", name).exit_code == 0
     assert find_machines(desk) == []
 
@@ -238,6 +245,7 @@ def find_supervisors(name: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_twenty_at_once(desk: Desk) -> None:
     all_of_them = [desk.begin("run", "--", "sh", "-c", f"echo {number}") for number in range(20)]
     done = [finish(process, within_s=120) for process in all_of_them]

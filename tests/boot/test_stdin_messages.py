@@ -62,6 +62,7 @@ def test_through_make_the_same(checkout_instance: str, workdir: Path) -> None:
     assert b"[vm status] diagnostics done" in launch.stdout
 
 
+@pytest.mark.slow
 def test_every_one_of_many_messages_is_answered(workdir: Path) -> None:
     lines = b"".join(message("diagnostics", id=f"d.{number}") for number in range(100))
     launch = run_with_input(lines + b"\n\n", workdir, exit_code=0)

@@ -164,6 +164,7 @@ def test_quit_shuts_the_guest_down_and_restores_the_terminal(logged_in: Seat) ->
     wait_until_gone(logged_in.files.directory, 2.0)
 
 
+@pytest.mark.slow
 def test_the_full_launcher_is_interactive_too(workdir: Path) -> None:
     with open_seat("unhinged", *TCG, cwd=workdir) as seat:
         seat.expect(r"unhinged: agent +[0-9.]+ ", BOOT_S)
@@ -211,7 +212,9 @@ def test_attach_to_nothing_is_one_clear_sentence(workdir: Path) -> None:
         seat.see_attributes_restored()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGHUP], ids=lambda number: number.name
+)
 def test_a_signal_restores_the_terminal(number: signal.Signals, workdir: Path) -> None:
     with open_seat("enhanced_vm", *TCG, cwd=workdir) as seat:
         seat.expect("booting", BOOT_S)

@@ -25,6 +25,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_hosts_that_come_and_go(workdir: Path) -> None:
     """A new host is answered whatever the host before it left: nothing, half a request, an answer nobody read."""
     with AgentVM(workdir) as vm:
@@ -212,6 +213,7 @@ def test_a_host_that_has_gone_ends_its_session(workdir: Path) -> None:
         assert vm.run("ls /tmp/hung-up") == "/tmp/hung-up\n"
 
 
+@pytest.mark.slow
 def test_vsock_inside_the_guest(workdir: Path) -> None:
     """Over its loopback, because QEMU needs /dev/vhost-vsock for more: who is let in, and who takes whose place."""
     script = (Path(__file__).parent / "vsock_inside.py").read_text()

@@ -16,7 +16,7 @@ from control.process.limits import Group, from_plain, make_group
 from control.spec.limits import Limits
 from control.units import MIB
 from control.vm.instance import read_record
-from tests.qemu.fleets import Desk, end_at_once, is_alive, open_desk
+from tests.qemu.fleets import Desk, end_at_once, is_alive, open_desk, wait_for
 
 LIMITS = "limits = { cpu = 0.5, memory = '512M' }\n"
 
@@ -48,7 +48,8 @@ def test_a_vm_runs_within_its_limits_and_leaves_no_group(desk: Desk) -> None:
     desk.start("one")
     group = find_group(desk, "one")
     seen = desk.status("one")
-    assert seen["limits"] == {"cpu": 0.5, "memory_bytes": 512 * MIB, "kept_by": group.kind}
+    limits = {"cpu": 0.5, "memory_bytes": 512 * MIB, "file_bytes": None}
+    assert seen["limits"] == {**limits, "kept_by": group.kind}
     assert "0.5 CPUs, 512 MiB of memory" in desk.run("status", "one").stdout
     if group.kind != "systemd":
         for place in group.places:
@@ -90,6 +91,26 @@ def test_a_group_that_nobody_removed_goes_with_the_next_command(desk: Desk) -> N
     assert desk.run("stop", "--timeout", "1", "one").exit_code == 0
     desk.wait_until_gone()
     assert not is_there(group), "one that was adopted goes too"
+
+
+def test_a_file_grows_to_its_limit_and_the_guest_is_told(workdir: Path) -> None:
+    """Its disk is written by QEMU's monitor."""
+    with open_desk(workdir) as desk:
+        desk.declare("one", more='limits = { file_size = "4M" }\n')
+        with (workdir / "one.img").open("r+b") as file:
+            file.truncate(8 * MIB)
+        desk.start("one")
+        assert desk.status("one")["limits"] == {
+            "cpu": None, "memory_bytes": None, "file_bytes": 4 * MIB, "kept_by": "setrlimit"
+        }  # fmt: skip
+        [disk] = desk.ask("qmp", "qmp", "one", "query-block")["return"]
+        files, before = desk.files("one"), desk.status("one")
+        for where in ("4094k", "4M"):
+            desk.run("monitor", "one", f'qemu-io -d {disk["qdev"]} "write {where} 2k"')
+        wait_for(lambda: "wrote 2048/2048 bytes" in files.qemu_output.read_text())
+        wait_for(lambda: "File too large" in files.qemu_output.read_text() + files.qemu_log.read_text())
+        after = desk.status("one")
+        assert (after["state"], after["pid"]) == (before["state"], before["pid"])
 
 
 def test_who_may_not_limit_is_told_why(desk: Desk, public_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_one_that_stands_still_is_kept_so(desk: Desk) -> None:
 def test_one_that_does_not_run_is_started_to_go_back(desk: Desk) -> None:
     start(desk)
     desk.ask("snapshot_save", "snapshot", "save", "one", "kept")
-    desk.run("stop", "one")
+    desk.run("stop", "--timeout", "1", "one")
     desk.ask("snapshot_restore", "snapshot", "restore", "one", "kept")
     assert desk.status("one")["runstate"] == "running"
 
@@ -102,7 +102,7 @@ def test_one_is_forgotten_at_rest(desk: Desk) -> None:
     start(desk)
     desk.ask("snapshot_save", "snapshot", "save", "one", "first")
     desk.ask("snapshot_save", "snapshot", "save", "one", "second")
-    desk.run("stop", "one")
+    desk.run("stop", "--timeout", "1", "one")
     desk.ask("snapshot_delete", "snapshot", "delete", "one", "first")
     assert list_tags(desk) == list_tags_in_disk(desk) == ["second"]
 
@@ -144,7 +144,7 @@ def test_one_of_another_qemu_or_another_machine_is_refused(desk: Desk) -> None:
     note.write_text(json.dumps({**plain, "qemu": "9.1.0 Debian"}))
     assert "taken by QEMU 9.1.0 Debian" in refuse(desk, "restore", "one")["message"]
     note.write_text(json.dumps(plain))
-    desk.run("stop", "one")
+    desk.run("stop", "--timeout", "1", "one")
     desk.write(WITH_DISK.replace("64M", "96M"))
     error = refuse(desk, "restore", "one")
     assert "then -m 64M; now -m 96M" in error["message"]
@@ -154,7 +154,7 @@ def test_one_of_another_qemu_or_another_machine_is_refused(desk: Desk) -> None:
 def test_a_disk_made_anew_is_noticed(desk: Desk) -> None:
     start(desk)
     desk.ask("snapshot_save", "snapshot", "save", "one", "kept")
-    desk.run("stop", "one")
+    desk.run("stop", "--timeout", "1", "one")
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", "one.img", "one.qcow2"], cwd=desk.directory, check=True)
     assert "the disks are not those" in refuse(desk, "restore", "one")["message"]
     desk.ask("snapshot_delete", "snapshot", "delete", "one", "kept")

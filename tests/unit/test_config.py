@@ -353,7 +353,7 @@ def test_every_declared_key_arrives() -> None:
     assert [forward.key for forward in list_auto_forwards(web)] == ["tcp:22", "tcp:443", "tcp:9090"]
     assert web.share == ShareDeclaration(Path("/srv/project/src"), "src")
     assert web.image == ImageReference("builtin", "builtin")
-    assert web.limits.cpu == 1.5
+    assert (web.limits.cpu, web.limits.file_bytes) == (1.5, 8 << 30)
     assert build_words(loaded, web) == ("-device", "virtio-balloon-pci", "-fw_cfg", "name=opt/a,string=a b")
     assert build_append(loaded, web, {"tcp:22": 4711}) == "greeting=hello ssh=4711"
     assert [disk.path for disk in db.disks] == [HOME / "disks/root.qcow2", Path("/srv/project/data.raw")]
