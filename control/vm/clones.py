@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from control.errors import HostError, StateError
 from control.paths import InstanceFiles, find_instance_files
-from control.spec.declaration import VMDeclaration
-from control.spec.fleet import Fleet, load_fleet
-from control.spec.locate import Location
 from control.spec.vm_spec import Frozen, VMSpec
 from control.vm.instance import write_atomically
 
 if TYPE_CHECKING:
+    from control.spec.declaration import VMDeclaration
+    from control.spec.fleet import Fleet
+    from control.spec.locate import Location
     from control.vm.vm import VM
 
 AGENT_WAIT_S = 60.0
@@ -70,6 +70,8 @@ def list_clones(runtime: Path, template: str | None = None) -> list[str]:
 
 def load_fleet_with_clones(location: Location) -> Fleet:
     """The configuration, with the clones that there are of its VMs beside these. Raises ConfigFileError."""
+    from control.spec.fleet import load_fleet  # a supervisor needs no configuration
+
     fleet = load_fleet(location)
     clones = {}
     for name in list_clones(location.runtime):
@@ -145,6 +147,7 @@ async def wake(vm: VM, frozen: Frozen) -> None:
     with vm.timeline.step("the state of its devices is loaded"):
         await take_state(vm, frozen.state, with_memory=False)
     vm.watch.up = True  # it has booted, long ago
+    macs = await _pick_macs(vm)
     await vm.resume()
     with vm.timeline.step("the agent wakes"):
         await vm.agent.wait_until_ready(AGENT_WAIT_S)
@@ -153,7 +156,7 @@ async def wake(vm: VM, frozen: Frozen) -> None:
             _build_hostname(vm.name),
             machine_id=secrets.token_hex(16),
             seed=base64.b64encode(secrets.token_bytes(SEED_BYTES)).decode(),
-            macs=await _pick_macs(vm),
+            macs=macs,
         )
     vm.mark("a machine of its own")
 

@@ -21,6 +21,7 @@ from control.log import LOG, write_log
 from control.paths import InstanceFiles
 from control.process.handle import read_start_ticks
 from control.spec.plain import from_plain
+from control.spec.vm_spec import VMSpec
 from control.vm.birth import Newborn, start_machine
 from control.vm.instance import note_failure
 from control.vm.report import Report
@@ -99,6 +100,8 @@ def _do(job: dict[str, Any], report: Report) -> None:
     files = InstanceFiles(Path(job["directory"]), Path(job["sockets"]))
     with ExitStack() as stack:
         newborn = None if job["adopt"] else _start(job, files, stack)
+        if newborn is not None and isinstance(newborn.spec, VMSpec) and newborn.spec.frozen is not None:
+            load_all()  # QEMU sets itself up meanwhile
         import asyncio
 
         from control.vm.supervisor import supervise

@@ -61,9 +61,19 @@ def has_rtc() -> bool:
 
 def set_time(time_ns: int) -> None:
     """Sets the system's clock, and the machine's where there is one. Raises OSError."""
+    set_clock(time_ns)
+    keep_time()
+
+
+def set_clock(time_ns: int) -> None:
+    """Sets the system's clock. Raises OSError."""
     time.clock_settime_ns(time.CLOCK_REALTIME, time_ns)
+
+
+def keep_time() -> None:
+    """Sets the machine's clock by the system's, where there is one. Raises OSError."""
     if has_rtc():
-        write_rtc(time_ns // 1_000_000_000)
+        write_rtc(int(time.time()))
 
 
 def read_rtc_s() -> int:

@@ -97,6 +97,7 @@ class Agent:
         self._uevents: "Uevents | None" = None
         self._display_was_up = False
         self._ready_id = ""
+        self._capabilities: "list[str]" = []
 
     def run(self) -> int:
         """Serves the host until there is nobody left to serve; gives the exit code."""
@@ -206,10 +207,13 @@ class Agent:
 
     def list_capabilities(self) -> "list[str]":
         """The names of all methods that may be called, and `streams` where something can carry them."""
-        names = [name for name in sorted(dispatch.HANDLERS) if self.guard.allows(name)]
-        if (self.port is not None and not self.port.stays) or find_port(BULK_NAME) is not None:
-            names.append("streams")
-        return names
+        if not self._capabilities:
+            self._capabilities = [name for name in sorted(dispatch.HANDLERS) if self.guard.allows(name)]
+        has_line = self.port is not None and not self.port.stays
+        has_wire = (
+            has_line or (self._sessions is not None and self._sessions.has_bulk) or find_port(BULK_NAME) is not None
+        )
+        return [*self._capabilities, "streams"] if has_wire else list(self._capabilities)
 
     def set_heartbeat(self) -> None:
         """Starts the heartbeat at the configured interval, or ends it when that is 0."""

@@ -50,7 +50,9 @@ def set_machine_id(machine_id: str) -> None:
 
 def set_macs(wanted: "dict[str, str]") -> "list[str]":
     """Gives each interface that has the address at the left the one at the right; returns which these are."""
-    changed = []
+    changed: "list[str]" = []
+    if not wanted:
+        return changed
     for name in sorted(os.listdir(_INTERFACES)):
         new = wanted.get(system.read_text("%s/%s/address" % (_INTERFACES, name), 64).strip())
         if new is None:
@@ -81,21 +83,29 @@ def list_lease_programs(interfaces: "list[str]") -> "list[list[str]]":
     return programs
 
 
-def silence_ssh() -> "list[list[str]]":
-    """Ends the SSH server, which knows the template's keys, and removes these.
-
-    Returns:
-        What brings it back with keys of its own, a program after the other; nothing where none runs.
-    """
+def end_ssh() -> str:
+    """Ends the SSH server, which knows the template's keys; returns which it was, empty where none ran."""
     pid = _read_pid(_DROPBEAR_PID)
     if pid:
         _kill(pid, _SIGKILL)  # it has nothing to put in order, and its port must be free at once
-        for path in (_DROPBEAR_PID, *_DROPBEAR_KEYS):
-            _remove(path)
-        return [[_DROPBEAR, "start"]]
+        return "dropbear"
     pid = _read_pid(_OPENSSH_PID)
     if pid:
         _kill(pid, _SIGTERM)  # systemd takes any other end for a failure
+        return "openssh"
+    return ""
+
+
+def renew_ssh(server: str) -> "list[list[str]]":
+    """Removes the keys of the server that `end_ssh` has ended.
+
+    Returns:
+        What brings it back with keys of its own, a program after the other; nothing where none ran.
+    """
+    if server == "dropbear":
+        for path in (_DROPBEAR_PID, *_DROPBEAR_KEYS):
+            _remove(path)
+        return [[_DROPBEAR, "start"]]
     programs = []
     # Only those kinds that there were, and the quick ones first: an RSA key takes a minute where a machine is emulated.
     for kind in ("ed25519", "ecdsa", "rsa"):
@@ -104,7 +114,7 @@ def silence_ssh() -> "list[list[str]]":
             _remove(path)
             _remove(path + ".pub")
             programs.append(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", path])
-    if pid:
+    if server == "openssh":
         unit = "ssh.service" if os.path.exists("/lib/systemd/system/ssh.service") else "sshd.service"
         programs.append(["systemctl", "restart", unit])
     return programs

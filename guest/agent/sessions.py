@@ -34,6 +34,11 @@ class Sessions:
         self._bulk: "BulkCarrier | None" = None
         self._timers: "dict[str, Timer]" = {}
 
+    @property
+    def has_bulk(self) -> bool:
+        """Whether the port for streams is in use; it stays, whoever is at its other end."""
+        return self._bulk is not None
+
     def begin(self, session: str) -> None:
         """Ends the session there was and begins this one."""
         self.end("a new session began")

@@ -2,7 +2,7 @@
 
 import os
 
-from .. import PROTOCOL, VERSION
+from .. import PROTOCOL, VERSION, system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,13 +28,14 @@ def get_agent_info(call: "Call", _params: "dict[str, Any]") -> "dict[str, Any]":
     }
 
 
+_boot_id: "list[str]" = []
+
+
 def read_boot_id() -> str:
     """The kernel's id of this boot, empty where there is none. Source: random(4)."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", "rb", 0) as file:
-            return file.read(64).decode("ascii", "replace").strip()
-    except OSError:
-        return ""
+    if not _boot_id:
+        _boot_id.append(system.read_text("/proc/sys/kernel/random/boot_id", 64).strip())
+    return _boot_id[0]
 
 
 METHODS: "dict[str, tuple[Any, ...]]" = {"ping": (ping, {}), "get_agent_info": (get_agent_info, {})}

@@ -6,6 +6,7 @@ from .. import clock, hostname, parameters, renewal, steps, system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from typing import Any
 
     from ..dispatch import Call
@@ -22,18 +23,26 @@ def renew_identity(call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
     try:
         # First of all what the rest depends on: keys made of the template's random numbers would be everybody's.
         renewal.stir(binascii.a2b_base64(params["seed"]))
-        clock.set_time(params["time_ns"])
-        programs = renewal.silence_ssh()
+        clock.set_clock(params["time_ns"])
+        is_reachable = renewal.has_network()
+        server = renewal.end_ssh() if is_reachable else ""
         hostname.set_hostname(params["hostname"])
         renewal.set_machine_id(params["machine_id"])
         interfaces = renewal.set_macs(params.get("macs", {}))
     except OSError as error:
         raise steps.refuse(error) from None
-    # Nothing of it is the template's any more. What takes longer need not be waited for.
-    if renewal.has_network():
-        programs = renewal.list_lease_programs(interfaces) + programs
-        steps.Steps(call.agent.loop, renewal.run_all(programs), _report)
+    # Nobody can take it for the template any more. What takes longer need not be waited for.
+    steps.Steps(call.agent.loop, _finish(is_reachable, server, interfaces), _report)
     return {"hostname": params["hostname"], "machine_id": params["machine_id"], "interfaces": interfaces}
+
+
+def _finish(is_reachable: bool, server: str, interfaces: "list[str]") -> "Generator[Any, Any, None]":
+    clock.keep_time()
+    if is_reachable:
+        yield from renewal.run_all(renewal.list_lease_programs(interfaces) + renewal.renew_ssh(server))
+    else:
+        # Where nobody could reach it, no server comes back; that its keys are gone is no less.
+        renewal.renew_ssh(renewal.end_ssh())
 
 
 def _report(_value: object, error: "Exception | None") -> None:
