@@ -116,7 +116,7 @@ agent-rpm: setup-python deps-install-guests ## the guest agent as an RPM package
 	@$(VENV)/bin/python iso/agent/build.py rpm $(ARGS)
 
 image-debian: setup-python deps-install-guests ## a Debian with systemd and the agent: build/image/debian.qcow2
-	@$(VENV)/bin/python iso/debian/build.py disk $(ARGS)
+	@$(VENV)/bin/python iso/debian/build.py disk $(if $(filter image-debian,$(MAKECMDGOALS)),$(ARGS))
 
 KEY = ##: for image-seed: the public key that may log in; by default one is made for this project
 image-seed: setup-python ## build/image/seed.iso: at its first boot, a cloud image installs agent and SSH key from it

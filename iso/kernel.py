@@ -24,6 +24,9 @@ if str(REPOSITORY) not in sys.path:
 from iso import kernelmodules, newc, publish  # noqa: E402
 from iso.failure import BuildError  # noqa: E402
 
+_ALIGNED = 4
+"""Bytes, to which the kernel has every archive begin."""
+
 _KNOWN_BY_THE_KERNEL = ("modules.builtin", "modules.builtin.modinfo")
 
 
@@ -40,6 +43,7 @@ def make(options: argparse.Namespace) -> Path:
         BuildError: There are no modules in that directory.
     """
     root: Path = options.directory
+    initrd: Path = options.output
     found = kernelmodules.list_built(root) or kernelmodules.list_installed(root)
     if not found:
         raise BuildError(f"{root} holds no kernel modules", hint="build them: make modules")
@@ -49,11 +53,11 @@ def make(options: argparse.Namespace) -> Path:
         if (root / name).exists():
             tree[f"usr/lib/modules/{options.release}/{name}"] = newc.file((root / name).read_bytes())
     modules = newc.pack(tree)
-    padding = b"\0" * (-len(modules) % 4)
-    publish.replace_changed(options.output, modules + padding + options.initrd.read_bytes())
+    padding = b"\0" * (-len(modules) % _ALIGNED)
+    publish.replace_changed(initrd, modules + padding + options.initrd.read_bytes())
     note = json.dumps(_tell_apart([options.initrd, *read]), indent=1).encode()
-    publish.replace_changed(options.output.with_suffix(".json"), note)
-    return options.output  # type: ignore[no-any-return]
+    publish.replace_changed(initrd.with_suffix(".json"), note)
+    return initrd
 
 
 def _tell_apart(paths: Iterable[Path]) -> dict[str, list[int]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from control.errors import ConfigError
 from control.spec.held import HeldSpec
 from control.spec.held_declaration import COMMON_KEYS, PROCESS_KEYS, SERIAL_KEYS, check_kind, read_held
-from control.spec.limits import CPU_MAX, CPU_MIN, FILE_MIN_BYTES, NO_LIMITS, Limits
+from control.spec.limits import CPU_MAX, CPU_MIN, FILE_MIN_BYTES, MEMORY_MIN_BYTES, NO_LIMITS, Limits
 from control.spec.network import (
     LOOPBACK,
     PORT_MAX,
@@ -27,7 +27,7 @@ from control.spec.network import (
 )
 from control.spec.tables import Table
 from control.spec.tomlfile import find_nearest, name_type, show_value
-from control.spec.vm_spec import CPUS_MAX, MEMORY_MAX_BYTES, MEMORY_MIN_BYTES, Display
+from control.spec.vm_spec import CPUS_MAX, MEMORY_MAX_BYTES, Display
 from control.units import MIB, format_size, parse_size_bytes
 
 QEMU_KEYS = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from control.errors import ConfigError
-from control.spec.limits import NO_LIMITS, Limits
+from control.spec.limits import MEMORY_MIN_BYTES, NO_LIMITS, Limits
 from control.spec.network import Forward, Network
 from control.units import MIB, TIB, format_size
 
@@ -16,7 +16,6 @@ Display = Literal["vnc", "spice", "std", "none"]
 DiskFormat = Literal["qcow2", "raw"]
 Interface = Literal["virtio", "ide"]
 
-MEMORY_MIN_BYTES = 16 * MIB
 MEMORY_MAX_BYTES = 4 * TIB
 CPUS_MAX = 255
 """QEMU's `pc` machine takes 255 CPUs (`qemu-system-x86_64 -machine help`, MachineClass.max_cpus)."""

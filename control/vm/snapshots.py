@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from control.errors import ConfigError, ControlError, HostError, MonitorError, StateError
 from control.log import LOG
 from control.paths import InstanceFiles
+from control.units import format_size
 from control.vm.instance import write_atomically
 
 if TYPE_CHECKING:
@@ -405,6 +406,10 @@ def explain_refusal(vm: VM, error: MonitorError) -> MonitorError:
             f"{vm.name} shares its clipboard, and QEMU saves no state of that",
             hint="start it without clipboard = true",
         )
+    limit = vm.record.spec.get("limits", {}).get("file_bytes")
+    if limit is not None and ("File too large" in words or "Input/output error" in words):
+        hint = f"no file of {vm.name} may grow beyond {format_size(limit)}: file_size in limits"
+        return MonitorError(words, hint=hint)
     if "No space left" in words:
         return MonitorError(words, hint=f"make room where {vm.files.directory} is")
     return error

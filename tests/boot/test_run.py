@@ -164,6 +164,9 @@ def test_one_that_is_kept_within_limits(desk: Desk) -> None:
     # What the guest writes to its console is kept on this host.
     assert "1 MiB a file, kept by setrlimit" in desk.run("-c", str(file), "status", name).stdout
     assert (desk.directory / f".cache/unhinged/run/vm.{name}/serial").stat().st_size == 1 << 20
+    done = desk.run("-c", str(file), "snapshot", "save", name)
+    assert done.exit_code == 1 and f"no file of {name} may grow beyond 1 MiB: file_size in limits" in done.stderr
+    assert desk.run("-c", str(file), "exec", name, "--", "cat", "/root/x").stdout == "x\n"
     assert desk.run("-c", str(file), "discard", name).exit_code == 0
     assert find_machines(desk) == []
 
