@@ -90,12 +90,12 @@ class Service:
             "pause": self._pause,
             "resume": self._resume,
             "wait": self._wait,
-            "exec": self._exec,
-            "put": self._put,
-            "get": self._get,
-            "authorize": self._authorize,
-            "send": self._send,
-            "agent": self._ask_agent,
+            "exec": self._in_guest(self._exec),
+            "put": self._in_guest(self._put),
+            "get": self._in_guest(self._get),
+            "authorize": self._in_guest(self._authorize),
+            "send": self._in_guest(self._send),
+            "agent": self._in_guest(self._ask_agent),
             "qmp": self._qmp,
             "monitor": self._monitor,
             "forward": self._forward,
@@ -117,6 +117,19 @@ class Service:
                 hint=f"unhinged wait {self._name}, or end it: unhinged stop {self._name}",
             )
         return self.vm
+
+    def _in_guest(self, work: Method) -> Method:
+        """`work`, which waits for the guest: where it waits in vain for one that stands still, that is said."""
+
+        async def do(call: Call, params: dict[str, Any]) -> dict[str, Any]:
+            try:
+                return await work(call, params)
+            except WaitTimeout as error:
+                if self.vm is not None and self.vm.state is State.PAUSED:
+                    error.hint = f"{self._name} is paused; let it run on: unhinged resume {self._name}"
+                raise
+
+        return do
 
     async def _status(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         record = read_record(self._files)

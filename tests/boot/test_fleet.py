@@ -90,6 +90,11 @@ def test_a_day(desk: Desk) -> None:
     assert desk.run("exec", "web", "--", "true").exit_code == 0
     assert time.monotonic() - before < 5, "the benchmark measures it; this only notices a leap"
 
+    assert desk.run("pause", "web").exit_code == 0
+    done = desk.run("send", "web", "status", "--timeout", "1")
+    assert done.exit_code == EXIT_TIMEOUT and "hint: web is paused; let it run on: unhinged resume web" in done.stderr
+    assert desk.run("resume", "web").exit_code == 0
+
     interrupted = desk.begin(
         "exec", "web", "--", "sh", "-c", "trap 'echo caught; exit 3' INT; echo ready; sleep 60 & wait"
     )
