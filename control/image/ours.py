@@ -19,6 +19,9 @@ from control.streams import Completed, PipedRunner
 TIMEOUT_S = 3600.0
 """It downloads and installs a system."""
 
+_Run = Callable[[list[str], Callable[[bytes], None]], Completed]
+"""Runs a command line to its end, and is told what it says on stderr as it comes."""
+
 _CACHE = ("--cache", str(BUILD / "cache"))
 
 
@@ -62,11 +65,7 @@ def make_ours(name: str, runner: PipedRunner, note: Callable[[str], None], *, fo
     """
     ours = OURS[name]
     more = ["--force"] if force else []
-
-    def run(argv: list[str], take: Callable[[bytes], None]) -> Completed:
-        return asyncio.run(runner(argv, timeout_s=TIMEOUT_S, on_stderr=take))
-
-    _run_door(run, note, ours.door, [*ours.words, "--output", str(IMAGE), *_CACHE, *more])
+    _run_door(_block(runner), note, ours.door, [*ours.words, "--output", str(IMAGE), *_CACHE, *more])
     return IMAGE / ours.file
 
 
@@ -80,11 +79,13 @@ def make_initrd(release: str, modules: Path, base: Path, output: Path, runner: P
     Raises:
         ImageBuildError, WaitTimeout: It cannot be made; an older one is as it was.
     """
+    _run_door(
+        _block(runner), LOG.debug, "kernel.py", [release, str(modules), "--initrd", str(base), "--output", str(output)]
+    )
 
-    def run(argv: list[str], take: Callable[[bytes], None]) -> Completed:
-        return asyncio.run(runner(argv, timeout_s=TIMEOUT_S, on_stderr=take))
 
-    _run_door(run, LOG.debug, "kernel.py", [release, str(modules), "--initrd", str(base), "--output", str(output)])
+def _block(runner: PipedRunner) -> _Run:
+    return lambda argv, take: asyncio.run(runner(argv, timeout_s=TIMEOUT_S, on_stderr=take))
 
 
 def _run_shops_door(shop: Workshop, door: str, words: list[str]) -> None:
@@ -95,7 +96,7 @@ def _run_shops_door(shop: Workshop, door: str, words: list[str]) -> None:
 
 
 def _run_door(
-    run: Callable[[list[str], Callable[[bytes], None]], Completed],
+    run: _Run,
     note: Callable[[str], None],
     door: str,
     words: list[str],

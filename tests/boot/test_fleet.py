@@ -91,8 +91,9 @@ def test_a_day(desk: Desk) -> None:
     assert time.monotonic() - before < 5, "the benchmark measures it; this only notices a leap"
 
     assert desk.run("pause", "web").exit_code == 0
-    done = desk.run("send", "web", "status", "--timeout", "1")
-    assert done.exit_code == EXIT_TIMEOUT and "hint: web is paused; let it run on: unhinged resume web" in done.stderr
+    unheard = desk.run("send", "web", "status", "--timeout", "1")
+    assert unheard.exit_code == EXIT_TIMEOUT
+    assert "hint: web is paused; let it run on: unhinged resume web" in unheard.stderr
     assert desk.run("resume", "web").exit_code == 0
 
     interrupted = desk.begin(
