@@ -23,6 +23,7 @@ _DROPBEAR, _DROPBEAR_PID = "/etc/init.d/dropbear", "/run/dropbear.pid"
 _DROPBEAR_KEYS = ("/etc/dropbear/ed25519", "/data/.unhinged/dropbear/ed25519")
 _OPENSSH, _OPENSSH_PID = "/etc/ssh", "/run/sshd.pid"
 _NETWORK, _DHCP_PIDS = "/etc/init.d/network", "/run/udhcpc.%s.pid"
+_JOURNAL_SERVICE, _JOURNALS = "/run/systemd/journal", ("/run/log/journal", "/var/log/journal")
 _SIGKILL, _SIGTERM = 9, 15
 _PROGRAM_S = 600.0
 
@@ -118,6 +119,20 @@ def renew_ssh(server: str) -> "list[list[str]]":
         unit = "ssh.service" if os.path.exists("/lib/systemd/system/ssh.service") else "sshd.service"
         programs.append(["systemctl", "restart", unit])
     return programs
+
+
+def list_journal_programs(old_id: str, new_id: str) -> "list[list[str]]":
+    """Gives the journal, whose directory is called by the machine's id, to the new one; the programs that it takes.
+
+    Source: systemd-journald.service(8), FILES.
+    """
+    if not os.path.isdir(_JOURNAL_SERVICE):
+        return []
+    for top in _JOURNALS:
+        old, new = "%s/%s" % (top, old_id), "%s/%s" % (top, new_id)
+        if old_id and os.path.isdir(old) and not os.path.exists(new):
+            os.rename(old, new)
+    return [["systemctl", "restart", "systemd-journald.service"]]
 
 
 def run_all(programs: "list[list[str]]") -> "Generator[Any, Any, None]":
