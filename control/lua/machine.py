@@ -31,6 +31,12 @@ TIMEOUT_S = 30.0
 GRACE_S = 1.0
 """How long code that is interrupted may take to notice: what is written in C does not before it ends."""
 
+SIGNAL_FROM_S = 0.5
+"""Before, it could hit what reads the code, which has not begun yet: a file is used then."""
+
+INTERRUPT_LOOK_S = 0.001
+"""That a signal is caught is told by no event; an interpreter is started within some ms."""
+
 MARK_WAIT_S = 1.0
 FRAME_MAX_BYTES = 64 * 1024 * 1024
 LAST_LINES = 8
@@ -147,6 +153,8 @@ class LuaVM:
         """
         started = time.monotonic()
         with self._take_turn(timeout):
+            if timeout < SIGNAL_FROM_S:
+                self._has_soft_interrupt = False
             wish = None if self._has_soft_interrupt else str(self._wish)
             try:
                 body = encode((name, code, wish, *args))
@@ -310,9 +318,27 @@ class LuaVM:
         """Ask the code to end: with a signal the first time, and with a file after that. Whether it was the signal."""
         if self._has_soft_interrupt:
             self._has_soft_interrupt = False
-            self._child.process.send_signal(signal.SIGINT)
-            return True
+            if self._hears_interrupt():
+                self._child.process.send_signal(signal.SIGINT)
+                return True
         self._wish.touch(mode=0o600)
+        return False
+
+    def _hears_interrupt(self) -> bool:
+        """Wait until the interpreter catches the signal: one that has only just been started would die of it.
+
+        Source: proc(5), SigCgt in /proc/PID/status.
+        """
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline:
+            try:
+                status = Path(f"/proc/{self._child.process.pid}/status").read_text(encoding="ascii", errors="replace")
+            except OSError:
+                return True  # it has ended, which is told where its answer is missed
+            caught = next((line for line in status.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
+            if int(caught.split()[1], 16) >> (signal.SIGINT - 1) & 1:
+                return True
+            time.sleep(INTERRUPT_LOOK_S)
         return False
 
     def _absorb_interrupt(self) -> None:

@@ -197,6 +197,15 @@ def test_an_interrupt_that_comes_too_late_harms_nothing(vm: LuaVM) -> None:
     assert ended + interrupted == 60
 
 
+def test_one_that_has_only_just_been_started_outlives_an_interrupt(vm: LuaVM) -> None:
+    for i in range(5):
+        with LuaVM(f"young-{i}", "lua5.4", vm._wish.parent) as other:
+            with pytest.raises(LuaTimeout) as caught:
+                other.execute_string(FOREVER, timeout=0.0)
+            assert not caught.value.is_dead
+            assert other.execute_string("return 5").value == 5
+
+
 def test_an_interrupt_in_the_middle_of_an_answer_loses_none_of_it(vm: LuaVM) -> None:
     """The first of them is a signal, the others are asked for with a file; an answer that is late is an answer."""
     size = 4 * 1024 * 1024
