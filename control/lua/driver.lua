@@ -13,6 +13,7 @@ local pack, unpack = string.pack, string.unpack
 local open, remove, hook, traceback = io.open, os.remove, debug.sethook, debug.traceback
 local DEPTH_MAX = 100
 local STEPS = 1000000 -- instructions between two looks for a wish to interrupt: some 20 ms
+local BEGUN = pack("<c1s4", "b", pack("<I4", 0))
 local INTERRUPTED = "interrupted!" -- lua.c's own word for SIGINT
 
 arg = nil
@@ -165,10 +166,18 @@ local function prepare_watch(path)
   end
 end
 
+-- From now on a signal hits what was asked for: before, it would have hit what reads the request.
+local function tell_begun()
+  answers:write(BEGUN)
+  answers:flush()
+end
+
 -- Calls `chunk` with a traceback for its errors; the driver itself is never what a hook interrupts.
 local function call(chunk, ...)
   if look then
     hook(look, "", STEPS)
+  else
+    tell_begun()
   end
   return chunk(...)
 end
@@ -308,6 +317,7 @@ local function serve()
   elseif kind == "n" then
     local request = decode(body)
     local ok, problem = pcall(function()
+      tell_begun()
       idle = assert(loadfile(request[1]))(encode, decode, request_descriptor, request[2])
     end)
     answer(ok and "v" or "e", encode(ok and { n = 0 } or { n = 2, describe(problem), describe(problem) }))

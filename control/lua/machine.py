@@ -31,11 +31,8 @@ TIMEOUT_S = 30.0
 GRACE_S = 1.0
 """How long code that is interrupted may take to notice: what is written in C does not before it ends."""
 
-SIGNAL_FROM_S = 0.5
-"""Before, it could hit what reads the code, which has not begun yet: a file is used then."""
-
-INTERRUPT_LOOK_S = 0.001
-"""That a signal is caught is told by no event; an interpreter is started within some ms."""
+BEGIN_WAIT_S = 10.0
+"""How long an interpreter may take to start, and to read and compile what it is given, also on a busy host."""
 
 MARK_WAIT_S = 1.0
 FRAME_MAX_BYTES = 64 * 1024 * 1024
@@ -96,6 +93,8 @@ class LuaVM:
         self._wish = directory / f"{name}.wish"
         self._turn = threading.Lock()
         self._has_soft_interrupt = True
+        self._has_begun = False
+        self._unsent = memoryview(b"")  # of a request
         self._answered = 0
         self._got = bytearray()  # of an answer: what was read when an exchange ends in its middle is not lost
         self._cancelled = False
@@ -153,8 +152,6 @@ class LuaVM:
         """
         started = time.monotonic()
         with self._take_turn(timeout):
-            if timeout < SIGNAL_FROM_S:
-                self._has_soft_interrupt = False
             wish = None if self._has_soft_interrupt else str(self._wish)
             try:
                 body = encode((name, code, wish, *args))
@@ -297,8 +294,13 @@ class LuaVM:
             if self._cancelled
             else LuaTimeout(f"{self.name} took longer than {timeout:g} s")
         )
-        was_soft = self._interrupt()
-        answer = self._exchange(b"", time.monotonic() + GRACE_S, heeds_wishes=False)
+        was_soft = False
+        if self._has_soft_interrupt and not self._has_begun:
+            # A signal would end an interpreter that is only just starting, or hit what reads the request.
+            answer = self._exchange(b"", time.monotonic() + BEGIN_WAIT_S, heeds_wishes=False, until_begun=True)
+        if answer is None and (self._has_begun or not self._has_soft_interrupt):
+            was_soft = self._interrupt()
+            answer = self._exchange(b"", time.monotonic() + GRACE_S, heeds_wishes=False)
         if answer is None:
             error.is_dead = True
             self._note_end("it was killed, because it could not be interrupted")
@@ -318,27 +320,9 @@ class LuaVM:
         """Ask the code to end: with a signal the first time, and with a file after that. Whether it was the signal."""
         if self._has_soft_interrupt:
             self._has_soft_interrupt = False
-            if self._hears_interrupt():
-                self._child.process.send_signal(signal.SIGINT)
-                return True
+            self._child.process.send_signal(signal.SIGINT)
+            return True
         self._wish.touch(mode=0o600)
-        return False
-
-    def _hears_interrupt(self) -> bool:
-        """Wait until the interpreter catches the signal: one that has only just been started would die of it.
-
-        Source: proc(5), SigCgt in /proc/PID/status.
-        """
-        deadline = time.monotonic() + GRACE_S
-        while time.monotonic() < deadline:
-            try:
-                status = Path(f"/proc/{self._child.process.pid}/status").read_text(encoding="ascii", errors="replace")
-            except OSError:
-                return True  # it has ended, which is told where its answer is missed
-            caught = next((line for line in status.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
-            if int(caught.split()[1], 16) >> (signal.SIGINT - 1) & 1:
-                return True
-            time.sleep(INTERRUPT_LOOK_S)
         return False
 
     def _absorb_interrupt(self) -> None:
@@ -355,17 +339,24 @@ class LuaVM:
                 if answer.kind == b"i" and number == 1:
                     break
 
-    def _exchange(self, request: bytes, deadline: float, *, heeds_wishes: bool = True) -> _Answer | None:
-        """Send `request` and read one answer; None when there is none in time, or somebody cancels."""
-        self._cancelled = False
-        pending = memoryview(request)
+    def _exchange(
+        self, request: bytes, deadline: float, *, heeds_wishes: bool = True, until_begun: bool = False
+    ) -> _Answer | None:
+        """Send `request`, or what is left of the last one, and read one answer.
+
+        Returns:
+            None when there is none in time, or somebody cancels; with `until_begun` also once what was asked for runs.
+        """
+        if request:
+            self._cancelled = self._has_begun = False
+            self._unsent = memoryview(request)
         poller = select.poll()
         poller.register(self._answers, select.POLLIN)
         poller.register(self._child.master, select.POLLIN)
         if heeds_wishes:
             poller.register(self._wake, select.POLLIN)
-        pending = self._send(pending)
-        if pending:
+        self._unsent = self._send(self._unsent)
+        if self._unsent:
             poller.register(self._requests, select.POLLOUT)
         while True:
             left = deadline - time.monotonic()
@@ -378,15 +369,15 @@ class LuaVM:
                     self._cancelled = True
                     return None
                 elif descriptor == self._requests:
-                    pending = self._send(pending)
-                    if not pending:
+                    self._unsent = self._send(self._unsent)
+                    if not self._unsent:
                         poller.unregister(descriptor)
                 elif not self._read_answer():
                     raise self._note_end("")
             answer = self._take_answer()
             if answer is not None:
                 return answer
-            if left <= 0:
+            if left <= 0 or (until_begun and self._has_begun):
                 return None
 
     def _send(self, pending: memoryview) -> memoryview:
@@ -418,6 +409,9 @@ class LuaVM:
             return None
         answer = _Answer(bytes(self._got[:1]), decode(bytes(self._got[_HEADER.size :])))
         self._got = bytearray()
+        if answer.kind == b"b":
+            self._has_begun = True
+            return None
         self._answered += 1
         return answer
 
