@@ -26,7 +26,7 @@ from control.spec.plain import from_plain, to_plain
 from control.spec.vm_spec import Disk, Display, Share, VMSpec
 from control.units import MIB
 from control.vm import cloning, templates
-from control.vm.bootable import BUILTIN, find_bootable
+from control.vm.bootable import BUILTIN, Bootable, find_bootable
 from control.vm.collect import collect_exec
 from control.vm.hire import hire
 from control.vm.instance import read_record, write_atomically
@@ -161,8 +161,11 @@ def make_disposable(
     """
     location = _find_location()
     cloning.sweep(location.runtime, NAME)
-    spec = build_spec(shape, say)
-    template = None if fresh else _find_template(location, shape.image, spec, say)
+    if not IS_CHECKOUT:
+        _see_to_builtin(say)
+    boots = find_bootable(shape.image)
+    spec = _build_spec(shape, boots)
+    template = None if fresh else _find_template(location, shape.image, boots, spec, say)
     machine = Disposable(location, cloning.name_passing(NAME))
     files = open_instance_files(location.runtime, machine.name)
     files.clone_note.touch(mode=0o600)
@@ -178,13 +181,10 @@ def make_disposable(
     return machine
 
 
-def build_spec(shape: Shape, say: Callable[[str], None]) -> VMSpec:
-    """A machine of that shape, whose disk is still the image's own. Raises ConfigError, ImageError, HostError."""
+def _build_spec(shape: Shape, boots: Bootable) -> VMSpec:
+    """A machine of that shape, whose disk is still the image's own. Raises ConfigError, HostError."""
     from control.accel.choice import choose_accelerator
 
-    if not IS_CHECKOUT:
-        _see_to_builtin(say)
-    boots = find_bootable(shape.image)
     qemu = find_qemu(look_around())
     choice = asyncio.run(choose_accelerator("auto", qemu, run, cache_directory()))
     return VMSpec(
@@ -247,9 +247,8 @@ async def make_overlays(spec: VMSpec, directory: Path) -> tuple[Disk, ...]:
 # -- templates ---------------------------------------------------------------------------------------------------------
 
 
-def _find_template(location: Location, image: str, spec: VMSpec, say: Callable[[str], None]) -> str:
+def _find_template(location: Location, image: str, boots: Bootable, spec: VMSpec, say: Callable[[str], None]) -> str:
     """The name of the template for `spec`, which is made if there is none."""
-    boots = find_bootable(image)
     spec = _generalize(location, spec)
     name = f"{boots.label}-{_digest(spec, boots.files)}"
     note = templates.find_directory(location.runtime, name) / "template.json"

@@ -335,7 +335,7 @@ async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
             raise explain_refusal(vm, error) from error
         # QEMU has let go of its disks until the guest runs again.
         with vm.timeline.step("its disks are copied"):
-            disks = [await copy_disk(disk, directory / f"disk{index}") for index, disk in enumerate(spec.disks)]
+            disks = await _copy_all(spec, directory)
     seconds = round(time.monotonic() - started, 3)
     vm.timeline.note("step", "it stands still for a template", began=started)
     vm.mark("frozen")
@@ -375,7 +375,11 @@ async def copy_disks(vm: VM, directory: Path) -> list[Path]:
     spec = from_plain(vm.record.spec)
     assert isinstance(spec, VMSpec)
     async with standing_still(vm):  # QEMU has written down what it holds of them
-        return [await copy_disk(disk, directory / f"disk{index}") for index, disk in enumerate(spec.disks)]
+        return await _copy_all(spec, directory)
+
+
+async def _copy_all(spec: VMSpec, directory: Path) -> list[Path]:
+    return [await copy_disk(disk, directory / f"disk{index}") for index, disk in enumerate(spec.disks)]
 
 
 async def copy_disk(disk: Disk, target: Path) -> Path:

@@ -28,7 +28,7 @@ from control.vm.instance import write_atomically
 from control.vm.lifetime import SNAPSHOT_ANSWER_S
 from control.vm.reach import begin, connect, hold, look
 from control.vm.snapshots import Snapshot, find_snapshot
-from control.vm.templates import COPY_TIMEOUT_S, copy_disk
+from control.vm.templates import copy_disk
 
 LIST_TIMEOUT_S = 600.0
 LISTING_MAX_BYTES = 256 << 20
@@ -154,7 +154,9 @@ def _copy(runtime: Path, name: str, snapshot: Snapshot, spec: VMSpec, files: Ins
     of = look(runtime, name).files
     files.snapshots.mkdir(mode=0o700)
     with connect(runtime, name) as remote:
-        copies = remote.call("copy_disks", {"directory": str(files.directory)}, timeout_s=COPY_TIMEOUT_S)["disks"]
+        copies = remote.call("copy_disks", {"directory": str(files.directory)}, timeout_s=cloning.FREEZE_ANSWER_S)[
+            "disks"
+        ]
     disks = tuple(replace(disk, path=Path(copy)) for disk, copy in zip(spec.disks, copies, strict=True))
     places = {str(disk.path): copy for disk, copy in zip(spec.disks, copies, strict=True)}
     state = Disk(of.snapshots / f"{snapshot.tag}.qcow2", "qcow2")

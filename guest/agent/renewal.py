@@ -121,18 +121,18 @@ def renew_ssh(server: str) -> "list[list[str]]":
     return programs
 
 
-def list_journal_programs(old_id: str, new_id: str) -> "list[list[str]]":
-    """Gives the journal, whose directory is called by the machine's id, to the new one; the programs that it takes.
+def renew_journal(old_id: str, new_id: str) -> "Generator[Any, Any, None]":
+    """Gives the journal to the new machine: it looks for it in a directory called by its id.
 
     Source: systemd-journald.service(8), FILES.
     """
-    if not os.path.isdir(_JOURNAL_SERVICE):
-        return []
+    if old_id == new_id or not os.path.isdir(_JOURNAL_SERVICE):
+        return
     for top in _JOURNALS:
         old, new = "%s/%s" % (top, old_id), "%s/%s" % (top, new_id)
         if old_id and os.path.isdir(old) and not os.path.exists(new):
             os.rename(old, new)
-    return [["systemctl", "restart", "systemd-journald.service"]]
+    yield from run_all([["systemctl", "restart", "systemd-journald.service"]])
 
 
 def run_all(programs: "list[list[str]]") -> "Generator[Any, Any, None]":

@@ -225,8 +225,7 @@ def test_a_hundred_runs_and_twenty_at_once(desk: Desk) -> None:
     assert len(told) == 20 and all(process.returncode == 0 for process in processes)
     assert not list(home.glob("vm.run-*"))
     wait_for(lambda: len(desk.processes()) <= 2)  # those of the VM `one`
-    # Others use this host as well; what 120 machines had left would be gigabytes.
-    assert read_available_mb() > free_before - 1500
+    assert read_available_mb() > free_before - 200
 
 
 def read_available_mb() -> int:

@@ -33,21 +33,19 @@ def renew_identity(call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
     except OSError as error:
         raise steps.refuse(error) from None
     # Nobody can take it for the template any more. What takes longer need not be waited for.
-    steps.Steps(call.agent.loop, _finish(params["machine_id"], old_id, is_reachable, server, interfaces), _report)
+    loop = call.agent.loop
+    loop.soon(clock.keep_time)
+    steps.Steps(loop, _finish(is_reachable, server, interfaces), _report)
+    steps.Steps(loop, renewal.renew_journal(old_id, params["machine_id"]), _report)
     return {"hostname": params["hostname"], "machine_id": params["machine_id"], "interfaces": interfaces}
 
 
-def _finish(
-    new_id: str, old_id: str, is_reachable: bool, server: str, interfaces: "list[str]"
-) -> "Generator[Any, Any, None]":
-    clock.keep_time()
+def _finish(is_reachable: bool, server: str, interfaces: "list[str]") -> "Generator[Any, Any, None]":
     if is_reachable:
-        programs = renewal.list_lease_programs(interfaces) + renewal.renew_ssh(server)
+        yield from renewal.run_all(renewal.list_lease_programs(interfaces) + renewal.renew_ssh(server))
     else:
         # Where nobody could reach it, no server comes back; that its keys are gone is no less.
         renewal.renew_ssh(renewal.end_ssh())
-        programs = []
-    yield from renewal.run_all(programs + renewal.list_journal_programs(old_id, new_id))
 
 
 def _report(_value: object, error: "Exception | None") -> None:
