@@ -1,4 +1,4 @@
-"""Chooses the guest's kernel modules and indexes them (room: image; called by `iso/base.py` and `iso/kernel.py`)."""
+"""Chooses the guest's kernel modules and indexes them (room: image; called by `base.py` and `moduleinitrd.py` here)."""
 
 from __future__ import annotations
 

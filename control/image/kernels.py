@@ -86,6 +86,6 @@ def _is_current(initrd: Path) -> bool:
 
 
 def _tell(path: str) -> list[int]:
-    """As `iso/kernel.py` does."""
+    """As `iso/moduleinitrd.py` does."""
     told = Path(path).stat()
     return [told.st_size, told.st_mtime_ns]

@@ -80,7 +80,10 @@ def make_initrd(release: str, modules: Path, base: Path, output: Path, runner: P
         ImageBuildError, WaitTimeout: It cannot be made; an older one is as it was.
     """
     _run_door(
-        _block(runner), LOG.debug, "kernel.py", [release, str(modules), "--initrd", str(base), "--output", str(output)]
+        _block(runner),
+        LOG.debug,
+        "moduleinitrd.py",
+        [release, str(modules), "--initrd", str(base), "--output", str(output)],
     )
 
 

@@ -1,9 +1,9 @@
-"""Gives a kernel's modules to the built-in guest: `iso/kernel.py RELEASE DIRECTORY --initrd OLD --output NEW` (a door).
+"""Gives the built-in guest a kernel's modules: `iso/moduleinitrd.py RELEASE DIRECTORY --initrd OLD --output NEW`.
 
-Room: image; called for `unhinged run --image KERNEL`. The directory is like `/lib/modules/RELEASE`, or the sources that
-the kernel was built in. The new initrd is an archive of the modules and, after it, the old one: the kernel unpacks one
-after the other. The guest makes the modules' index itself (/init). Beside it lies `NEW.json`, which names the files it
-was made of; it is written last.
+Room: image; a door, called for `unhinged run --image KERNEL`. The directory is like `/lib/modules/RELEASE`, or the
+sources that the kernel was built in. The new initrd is an archive of the modules and, after it, the old one: the kernel
+unpacks one after the other. The guest makes the modules' index itself (/init). Beside it lies `NEW.json`, which names
+the files that it was made of; it is written last.
 
 Source: Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
 """
