@@ -225,7 +225,8 @@ def test_a_hundred_runs_and_twenty_at_once(desk: Desk) -> None:
     assert len(told) == 20 and all(process.returncode == 0 for process in processes)
     assert not list(home.glob("vm.run-*"))
     wait_for(lambda: len(desk.processes()) <= 2)  # those of the VM `one`
-    assert read_available_mb() > free_before - 200
+    # A process that ends has no command line any more while the kernel still takes its memory apart.
+    wait_for(lambda: read_available_mb() > free_before - 200)
 
 
 def read_available_mb() -> int:
