@@ -6,6 +6,8 @@ import json
 import os
 import re
 import time
+import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -523,13 +525,21 @@ def test_a_way_through_a_link_leads_to_the_same_directory(tmp_path: Path) -> Non
 
 
 def test_a_hundred_vms_are_read_at_once(tmp_path: Path) -> None:
-    """`list` over them has 150 ms for all it does. Processor time, so that the machine's other work does not count."""
+    """`list` reads them each time. Processor time beside that of the bare TOML reader, of which it is some 2.6."""
     text = "".join(
         f'[vm.vm{number}]\nimage = "builtin"\nmemory = "512M"\ncpus = 2\nforward = ["{4000 + number}:80", "auto:443"]\n'
         f"[vm.vm{number}.ssh]\nport = {3000 + number}\n"
         for number in range(100)
     )
-    load_text(tmp_path, text)
-    begin = time.process_time()
     assert len(load_text(tmp_path, text).names) == 100
-    assert time.process_time() - begin < 0.03
+    ours, bare = (
+        min(measure_cpu_s(read) for _ in range(5))
+        for read in (lambda: load_text(tmp_path, text), lambda: tomllib.loads(text))
+    )
+    assert ours < 4 * bare
+
+
+def measure_cpu_s(work: Callable[[], object]) -> float:
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
