@@ -18,6 +18,7 @@ from control.console.questions import QuestionFilter
 from control.console.search import PlainText, StreamSearch
 from control.console.sink import TIDY_UP
 from control.console.tail import ConsoleTail, to_plain_text
+from control.descriptors import is_open, write_all
 from control.errors import EXIT_OK, ConfigError, ConsoleError, WaitTimeout
 from control.paths import InstanceFiles
 from control.vm.attached import PIECE_BYTES, Attached
@@ -197,7 +198,7 @@ class _Person(_Visit):
             data = self._read()
             self._tell_turn()
             if data:
-                _write(1, self._pass(data))
+                write_all(1, self._pass(data))
                 if self._is_satisfied():
                     return
             elif self._attached.is_over:
@@ -271,7 +272,7 @@ class _Person(_Visit):
         """Read commands until an empty line. Keys pasted behind the escape key are the first command's."""
         self._terminal.enter_line_mode()
         try:
-            _write(1, b"\n" + PROMPT.encode())
+            write_all(1, b"\n" + PROMPT.encode())
             line = pasted.replace(b"\r", b"\n") or self._read_keys()
             if line == bytes([ESCAPE_KEY]):
                 self._type(line)
@@ -280,11 +281,11 @@ class _Person(_Visit):
                 self._do(text)
                 if self._has_left:
                     return
-                _write(1, PROMPT.encode())
+                write_all(1, PROMPT.encode())
                 line = self._read_keys()
         finally:
             self._terminal.enter_raw_mode()
-            _write(1, b"\r\n")
+            write_all(1, b"\r\n")
 
     def _do(self, text: str) -> None:
         word, _, rest = text.partition(" ")
@@ -300,7 +301,7 @@ class _Person(_Visit):
             case _ if word in _COMMANDS:
                 self._run(word, rest)
             case _:
-                _write(1, HELP.encode())
+                write_all(1, HELP.encode())
 
     def _run(self, word: str, rest: str) -> None:
         import shlex
@@ -310,7 +311,7 @@ class _Person(_Visit):
         try:
             words = shlex.split(rest)
         except ValueError as error:
-            _write(1, f"{error}\n".encode())
+            write_all(1, f"{error}\n".encode())
             return
         dashes = ["--"] if word == "exec" and "--" not in words else []
         options = ["--config", self._desk.options.config] if self._desk.options.config else []
@@ -321,7 +322,7 @@ class _Person(_Visit):
         finally:
             self._terminal.enter_line_mode()
         if code:
-            _write(1, f"[exit code {code}]\n".encode())
+            write_all(1, f"[exit code {code}]\n".encode())
 
     # -- the screen ------------------------------------------------------------------------------------------------
 
@@ -349,14 +350,14 @@ class _Person(_Visit):
         self._show(f"[{text}]")
 
     def _show(self, text: str) -> None:
-        _write(1, b"\r\n" + printable(text).encode("utf-8", "replace") + b"\r\n")
+        write_all(1, b"\r\n" + printable(text).encode("utf-8", "replace") + b"\r\n")
 
     def _leave_tidy(self) -> None:
         """Leave the terminal as a program that has ended would; what it answered is not typed into the shell."""
         import termios
 
         with contextlib.suppress(OSError, termios.error):
-            _write(1, TIDY_UP + b"\r\n")
+            write_all(1, TIDY_UP + b"\r\n")
             termios.tcflush(0, termios.TCIFLUSH)
 
 
@@ -407,7 +408,7 @@ class _Script(_Visit):
     ) -> None:
         super().__init__(desk, name, attached, until)
         self._wanted = wanted
-        self._reads = not (desk.options.read_only or wanted is not None or os.isatty(0)) and _is_open(0)
+        self._reads = not (desk.options.read_only or wanted is not None or os.isatty(0)) and is_open(0)
         self._typed = b""
         self._line = b""
         self._kept = bytearray()
@@ -479,22 +480,8 @@ class _Script(_Visit):
 
     def _put_out(self, data: bytes) -> None:
         if not self._desk.is_json:
-            _write(1, data)
+            write_all(1, data)
             return
         room = KEPT_BYTES - len(self._kept)
         self._kept += data[:room]
         self._is_truncated = self._is_truncated or len(data) > room
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

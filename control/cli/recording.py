@@ -22,6 +22,7 @@ from control.cli.desk import Desk
 from control.console.cast import Recording, build_cast, open_recording, read_untimed
 from control.console.questions import QuestionFilter
 from control.console.sink import TIDY_UP
+from control.descriptors import write_all
 from control.errors import ConfigError, HostError, StateError
 from control.paths import InstanceFiles
 from control.vm.reach import look
@@ -186,7 +187,7 @@ class _Player:
             if self._wait_until(began + at):
                 return 0
             for begin in range(0, len(data), _PIECE_BYTES):
-                _write(self._show(data[begin : begin + _PIECE_BYTES]))
+                write_all(1, self._show(data[begin : begin + _PIECE_BYTES]))
                 if self._has_keys and self._wait_until(0.0):
                     return 0
         return 0
@@ -223,7 +224,7 @@ def _open_player() -> Iterator[_Player]:
             yield _Player(has_keys=has_keys, show=questions.feed)
         finally:
             with contextlib.suppress(OSError):  # a terminal that was hung up
-                _write(TIDY_UP)
+                write_all(1, TIDY_UP)
 
 
 @contextlib.contextmanager
@@ -251,9 +252,3 @@ def _ending_in_order() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _write(data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(1, view) :]

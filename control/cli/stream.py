@@ -12,6 +12,7 @@ import tty
 from collections.abc import Iterator
 from typing import Any
 
+from control.descriptors import is_open, write_all
 from control.errors import StateError
 from control.vm.collect import Collected
 from control.vm.remote import PIECE_BYTES, WINDOW_BYTES, Remote, decode_output, encode_input, read_answer
@@ -27,7 +28,7 @@ class Streaming:
         self._call = 0
         self._outstanding = 0
         self._is_terminal = is_terminal and os.isatty(0)
-        self._reads = reads_stdin and _is_open(0) and (is_terminal or not os.isatty(0))
+        self._reads = reads_stdin and is_open(0) and (is_terminal or not os.isatty(0))
         self._tells_size = False
         self._has_size_changed = False
         self._interrupts = 0
@@ -107,7 +108,7 @@ class Streaming:
             if collected is not None:
                 collected.take(params["stream"], data)
             else:
-                _write(2 if params["stream"] == "stderr" else 1, data)
+                write_all(2 if params["stream"] == "stderr" else 1, data)
 
     @contextlib.contextmanager
     def _catching_signals(self) -> Iterator[None]:
@@ -129,20 +130,6 @@ class Streaming:
 
     def _on_resize(self, number: int, frame: object) -> None:
         self._has_size_changed = self._tells_size
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def _find_size() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 
 from control.console.sink import TIDY_UP
+from control.descriptors import write_all
 from control.process.terminal import Terminal
 from control.session.seat import Seat
 
@@ -14,7 +15,7 @@ PIECE_BYTES = 32 * 1024
 
 def interact(attached: Seat, unread: str, escape: bytes) -> None:
     """Carry bytes both ways until `escape` is typed or the console ends. Raises ConsoleError when typing is refused."""
-    _write(unread.encode())
+    write_all(1, unread.encode())
     if not (os.isatty(0) and os.isatty(1)):
         _carry(attached, b"", reads=False)
         return
@@ -25,14 +26,14 @@ def interact(attached: Seat, unread: str, escape: bytes) -> None:
                 attached.resize(size.lines, size.columns)
             _carry(attached, escape, reads=True)
         finally:
-            _write(TIDY_UP + b"\r\n")
+            write_all(1, TIDY_UP + b"\r\n")
 
 
 def _carry(attached: Seat, escape: bytes, *, reads: bool) -> None:
     while not attached.is_over:
         attached.attend()
         if data := attached.read():
-            _write(data)
+            write_all(1, data)
         ready = attached.wait(None, *((0,) if reads else ()))
         if 0 in ready:
             typed = os.read(0, PIECE_BYTES)
@@ -41,9 +42,3 @@ def _carry(attached: Seat, escape: bytes, *, reads: bool) -> None:
                 attached.type(keys)
             if found or not typed:
                 return
-
-
-def _write(data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(1, view) :]

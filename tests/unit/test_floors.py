@@ -16,7 +16,7 @@ import pytest
 from control.paths import ROOT
 
 FLOOR_OF_ROOM = {
-    "errors": 0, "failure": 0, "units": 0, "paths": 0, "log": 0, "streams": 0,
+    "errors": 0, "failure": 0, "units": 0, "paths": 0, "log": 0, "streams": 0, "descriptors": 0,
     "spec": 1, "wire": 1, "host": 1,
     "argv": 2, "process": 2, "monitor": 2, "console": 2, "agent": 2, "share": 2, "accel": 2, "ssh": 2, "image": 2,
     "timeline": 2,
