@@ -12,6 +12,7 @@ from typing import Any
 from control.cli.desk import Desk, read_pattern
 from control.console.search import PlainText, StreamSearch
 from control.console.tail import ConsoleTail
+from control.descriptors import write_all
 from control.errors import EXIT_OK, ConfigError, ConsoleError, WaitTimeout
 from control.vm.attached import Attached
 from control.vm.reach import connect
@@ -115,9 +116,7 @@ class _Reading:
         """Show what came; whether the pattern has come."""
         self._seen.feed(data)
         if not self._desk.is_json:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(1, view) :]
+            write_all(1, data)
         text = self._plain.feed(data)
         if self._desk.is_json:
             self._text = (self._text + text)[-KEPT:]
