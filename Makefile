@@ -147,7 +147,7 @@ test-fast: setup $(VENV)/.ready-dev ## tests without a guest
 	@$(VENV)/bin/python -m pytest $(PARALLEL) -m "not boot and not slow" $(ARGS)
 
 test-slow: setup deps-install-test deps-install-guests deps-install-browser image image-debian $(VENV)/.ready-dev ## the long ones: a foreign installer, soaks
-	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
+	@$(VENV)/bin/python -m pytest $(PARALLEL) -m slow $(ARGS)
 
 test-all: test test-slow ## all of them
 
