@@ -111,12 +111,12 @@ def open_stdin(kind: str) -> Iterator[int | None]:
 # third is the second one with a set-up before it.
 KINDS = [
     ("simple_vm", "pipe", "file"),
-    ("simple_vm", "closed", "pty"),
+    pytest.param("simple_vm", "closed", "pty", marks=pytest.mark.slow),
     pytest.param("simple_vm", "pty", "closed", marks=pytest.mark.slow),
     pytest.param("enhanced_vm", "pipe", "pty", marks=pytest.mark.slow),
     pytest.param("enhanced_vm", "closed", "closed", marks=pytest.mark.slow),
     ("enhanced_vm", "pty", "file"),
-    ("unhinged", "closed", "pty"),
+    pytest.param("unhinged", "closed", "pty", marks=pytest.mark.slow),
 ]
 
 

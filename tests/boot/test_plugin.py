@@ -156,6 +156,7 @@ def test_panic(vm):
 """
 
 
+@pytest.mark.slow
 def test_a_guest_in_trouble_fails_its_test(desk: Desk) -> None:
     run = run_pytest(desk, write_suite(desk, "troubled", TROUBLED))
     assert (run.count("failed"), run.count("passed")) == (4, 2), run.text

@@ -152,6 +152,7 @@ def test_what_has_changed_here_too_is_left_alone(desk: Desk) -> None:
     assert ((work / "mine").read_text(), (work / "theirs").read_text()) == ("mine", "new\n")
 
 
+@pytest.mark.slow
 def test_one_that_is_kept_within_limits(desk: Desk) -> None:
     fill = "echo x > /root/x; dd if=/dev/zero bs=1M count=4 > /dev/ttyS0"
     done = desk.run("run", "--keep", "--limit", "file_size=1M", "--", "sh", "-c", fill)

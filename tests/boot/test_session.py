@@ -148,6 +148,7 @@ def test_a_vm_that_stops_ends_the_session(desk: Desk) -> None:
         assert caught.value.evidence
 
 
+@pytest.mark.slow
 def test_vms_work_as_a_cluster(workdir: Path) -> None:
     with open_desk(workdir) as desk:
         desk.write(CONFIGURATION + CONFIGURATION.replace("[vm.one]", "[vm.two]"))

@@ -199,6 +199,7 @@ def test_the_mode_is_set(talk: Talk) -> None:
     talk.launch.wait_until(lambda: read_screen(talk.launch).startswith(b"P6\n800 600\n"), "the new mode")
 
 
+@pytest.mark.slow
 def test_restart_reboots_the_guest_and_its_agent_comes_back(talk: Talk) -> None:
     """The last but one thing done with the shared VM; its shutdown is the last."""
     before = talk.say("diagnostics")["data"]["details"]["system"]["uptime_s"]
