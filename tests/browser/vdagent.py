@@ -19,11 +19,14 @@ TEXT = 1
 
 def main() -> None:
     with FileIO("/dev/virtio-ports/com.redhat.spice.0", "r+") as port:
-        send(port, CAPABILITIES, struct.pack("<II", 1, 1 << CAN_DEMAND | 1 << CAN_SELECT))
-        if sys.argv[1] == "give":
-            send(port, GRAB, SELECTION + struct.pack("<I", TEXT))
+        announce(port, asks=True)
         while True:
             kind, data = receive(port)
+            if kind == CAPABILITIES:
+                # The viewer's: it hears what is said to it from now on, and may have missed what was said before.
+                announce(port, asks=False)
+                if sys.argv[1] == "give":
+                    send(port, GRAB, SELECTION + struct.pack("<I", TEXT))
             if kind == REQUEST and sys.argv[1] == "give":
                 send(port, CLIPBOARD, SELECTION + struct.pack("<I", TEXT) + sys.argv[2].encode())
                 return
@@ -32,6 +35,10 @@ def main() -> None:
             if kind == CLIPBOARD:
                 print(data[8:].decode())
                 return
+
+
+def announce(port: FileIO, *, asks: bool) -> None:
+    send(port, CAPABILITIES, struct.pack("<II", asks, 1 << CAN_DEMAND | 1 << CAN_SELECT))
 
 
 def send(port: FileIO, kind: int, data: bytes) -> None:
