@@ -88,6 +88,7 @@ def viewer(desk: Desk, display: dict[str, str], request: pytest.FixtureRequest) 
     finally:
         viewing.terminate()
         _, stderr = viewing.communicate(timeout=20)
+        print(stderr)  # shown when the test fails
     assert "Traceback" not in stderr
 
 
