@@ -14,7 +14,7 @@ def is_open(descriptor: int) -> bool:
     return True
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
     """Write all of `data`, however little is taken at once. Raises OSError when no more is taken."""
     view = memoryview(data)
     while view:

@@ -71,8 +71,9 @@ class Launch:
         return int(self.files.pid.read_text())
 
     def messages(self) -> list[dict[str, Any]]:
-        """The journal so far."""
-        return [json.loads(line) for line in self.files.messages.read_bytes().splitlines()]
+        """The journal so far; of what is being written, the whole lines."""
+        whole, _, _ = self.files.messages.read_bytes().rpartition(b"\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def write(self, data: bytes) -> None:
         """Write to its stdin, which must be a pipe."""

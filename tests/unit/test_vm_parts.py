@@ -410,6 +410,22 @@ def test_the_journal_keeps_order_and_is_read_by_others_at_once(files: InstanceFi
         assert read_numbers(files.messages) == []
 
 
+def test_the_journal_grows_by_whole_lines(files: InstanceFiles) -> None:
+    """Somebody reads it at any moment; what was cut off, by a full disk, takes nothing with it that comes later."""
+    files.messages.write_bytes(b'{"cut o')
+    with open_journal(files.messages, fresh=False) as journal:
+        sizes = set()
+        for number in range(2000):
+            journal.append(message(number))
+            text = files.messages.read_bytes()
+            sizes.add(len(text))
+            assert text.endswith(b"\n") or text == b'{"cut o'
+    assert len(sizes) > 3, "some were written before the end"
+    cut, *lines = files.messages.read_bytes().splitlines()
+    assert cut == b'{"cut o'
+    assert [json.loads(line)["data"]["details"]["n"] for line in lines] == list(range(2000))
+
+
 def test_the_journal_is_bounded(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journals, "LIMIT_BYTES", 2000)
     with open_journal(files.messages, fresh=True) as journal:
