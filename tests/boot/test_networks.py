@@ -59,13 +59,16 @@ def read_banner(port: int) -> bytes:
     return b""
 
 
-def test_a_lan_and_a_forward(workdir: Path) -> None:
-    """Three guests at once, one of them of another file with a LAN of the same name."""
+def test_a_lan_a_forward_and_no_network(workdir: Path) -> None:
+    """Four guests at once, one of them of another file with a LAN of the same name."""
     nonce, port = secrets.token_hex(8), find_free_port()
     (workdir / "a").mkdir()
     (workdir / "b").mkdir()
     with open_desk(workdir / "a") as desk, open_desk(workdir / "b") as other:
-        desk.write(f'[vm.left]\n{COMMON}net = ["lan:office", "user"]\n[vm.right]\n{COMMON}net = "lan:office"\n')
+        desk.write(
+            f'[vm.left]\n{COMMON}net = ["lan:office", "user"]\n[vm.right]\n{COMMON}net = "lan:office"\n'
+            f'[vm.alone]\n{COMMON}net = "none"\n'
+        )
         other.write(f'[vm.stranger]\n{COMMON}net = "lan:office"\n')
         starting = desk.begin("start", "--all", "--wait", "agent")
         start(other)
@@ -80,6 +83,7 @@ def test_a_lan_and_a_forward(workdir: Path) -> None:
         wait_to_hear(desk, "right", nonce)
         assert "100% packet loss" in run(other, "stranger", "ping -c 2 -W 2 10.77.0.2", exit_code=1)
         assert "100% packet loss" in run(desk, "left", "ping -c 2 -W 2 10.77.0.3", exit_code=1)
+        assert run(desk, "alone", "ls /sys/class/net").split() == ["lo"]
 
         assert desk.ask("forward", "forward", "left", "add", f"{port}:22")["forwards"]
         # Its first card is that of the LAN: the one with the way out is the second.
