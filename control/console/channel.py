@@ -7,18 +7,20 @@ nobody who reads it can hold the guest up.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from control.errors import HostError
+
+if TYPE_CHECKING:
+    from control.console.changes import Changes
 
 CHUNK_BYTES = 256 * 1024
 """Read at once: large enough that a burst costs few system calls, small enough to stay responsive."""
 
 LOOK_S = 5.0
-"""Some file systems (those of a network among them) tell of no change."""
 
 
 class ConsoleChannel:
@@ -42,7 +44,7 @@ class ConsoleChannel:
             raise HostError(f"the console's log {log} cannot be read: {error.strerror}") from error
         os.lseek(self._log, position or 0, os.SEEK_SET if position is not None else os.SEEK_END)
         self.missed = 0
-        self._came = asyncio.Event()
+        self._changes: Changes | None = None
         self._is_whole = False
 
     def close(self) -> None:
@@ -57,36 +59,29 @@ class ConsoleChannel:
     def finish(self) -> None:
         """Nobody will write any more: `chunks` ends once all was read."""
         self._is_whole = True
-        self._came.set()
+        if self._changes is not None:
+            self._changes.wake()
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield what the guest wrote, unchanged and complete, as it comes. Raises HostError."""
-        from control.console.follow import open_watch, skip_hole  # it loads what costs more than a start has time for
+        from control.console.changes import Changes  # they load what a start has no time for
+        from control.console.follow import skip_hole
 
-        loop = asyncio.get_running_loop()
-        watch = open_watch(self._log)
+        self._changes = Changes(self._log)
         try:
-            loop.add_reader(watch, self._take_change, watch)
             while True:
-                # Both looked at before the file is: what is written after that is told of again.
-                self._came.clear()
-                is_whole = self._is_whole
+                is_whole = self._is_whole  # looked at before the file is
                 self.missed += skip_hole(self._log)
                 while chunk := os.read(self._log, CHUNK_BYTES):
                     yield chunk
                     self.missed += skip_hole(self._log)
+                    if len(chunk) < CHUNK_BYTES:
+                        break  # a guest that speaks byte by byte is heard a little later, and not for each of them
                     # A guest that always has more to say would otherwise be all this event loop ever sees.
                     await asyncio.sleep(0)
                 if is_whole:
                     return
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await self._came.wait()
+                await self._changes.wait(LOOK_S)
         finally:
-            loop.remove_reader(watch)
-            os.close(watch)
-
-    def _take_change(self, watch: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(watch, CHUNK_BYTES)
-        self._came.set()
+            self._changes.close()
+            self._changes = None

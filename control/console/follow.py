@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import time
 from collections.abc import Iterator
 
 from control.errors import HostError
@@ -15,6 +16,9 @@ _IN_MODIFY = 0x00000002
 _PIECE_BYTES = 1 << 16
 _LOOK_S = 5.0
 """Some file systems (those of a network among them) tell of no change."""
+
+REST_S = 0.002
+"""Between two looks. QEMU writes a serial console byte by byte: to look each time costs as much as the guest does."""
 
 _LAG_BYTES = 256 << 20
 """Nobody gives blocks back that are as near to the end of a log (control/process/punch.py)."""
@@ -35,12 +39,17 @@ def follow(descriptor: int, writer: int) -> Iterator[bytes]:
         poller.register(watch, select.POLLIN)
         poller.register(writer, select.POLLIN)
         has_ended = False
+        looked_at = time.monotonic() - REST_S
         while True:
+            time.sleep(max(0.0, looked_at + REST_S - time.monotonic()))
+            looked_at = time.monotonic()
             # Looked at after the writer has ended as well: what it wrote last is part of the file.
             skip_hole(descriptor)
             while piece := os.read(descriptor, _PIECE_BYTES):
                 yield piece
                 skip_hole(descriptor)
+                if len(piece) < _PIECE_BYTES:
+                    break
             if has_ended:
                 return
             for found, _ in poller.poll(_LOOK_S * 1000):

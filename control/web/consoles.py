@@ -140,7 +140,8 @@ class _Talk:
             if chunk := reader.read(PIECE_BYTES):
                 self._sent += len(chunk)
                 await self._socket.send_bytes(chunk)
-                continue
+                if len(chunk) == PIECE_BYTES:
+                    continue
             await reader.wait_for_more()
             if reader.backlog:
                 continue

@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from control.console.follow import open_watch
+from control.console.changes import Changes
 from control.errors import HostError
 from control.process.punch import KEPT_BYTES
 
@@ -27,12 +27,10 @@ class LogReader:
         position: Where it reads next.
     """
 
-    def __init__(self, descriptor: int, watch: int, position: int) -> None:
+    def __init__(self, descriptor: int, changes: Changes, position: int) -> None:
         self.position = position
         self._descriptor = descriptor
-        self._watch = watch
-        self._changed = asyncio.Event()
-        asyncio.get_running_loop().add_reader(watch, self._on_change)
+        self._changes = changes
 
     @property
     def inode(self) -> int:
@@ -58,19 +56,10 @@ class LogReader:
 
     async def wait_for_more(self) -> None:
         """Return when there may be more, or after a while."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_S):
-                await self._changed.wait()
-        self._changed.clear()
-
-    def _on_change(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._watch, 65536)
-        self._changed.set()
+        await self._changes.wait(LOOK_S)
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._watch)
-        os.close(self._watch)
+        self._changes.close()
         os.close(self._descriptor)
 
 
@@ -86,12 +75,12 @@ def open_log(path: Path, position: int) -> Iterator[LogReader]:
     except OSError as error:
         raise HostError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        watch = open_watch(descriptor)
+        changes = Changes(descriptor)
     except HostError:
         os.close(descriptor)
         raise
     size = os.fstat(descriptor).st_size
-    reader = LogReader(descriptor, watch, max(0, size + position) if position < 0 else min(position, size))
+    reader = LogReader(descriptor, changes, max(0, size + position) if position < 0 else min(position, size))
     try:
         yield reader
     finally:

@@ -179,7 +179,13 @@ def test_a_flood_over_the_agents_port(siege: Siege, flood: str) -> None:
 @pytest.mark.parametrize("source", ["tr '\\0' 'x' < /dev/zero", "yes 'a line of the flood'"], ids=["one line", "lines"])
 def test_fifty_megabytes_on_the_console(siege: Siege, source: str) -> None:
     before = siege.console.stat().st_size
-    siege.shell.run(f"{source} | head -c 50000000 > /dev/ttyS0", within_s=800)
+    try:
+        siege.shell.run(f"{source} | head -c 50000000 > /dev/ttyS0", within_s=800)
+    except AssertionError as error:
+        error.add_note(
+            f"the console has {siege.console.stat().st_size - before} bytes of it"
+        )  # slow, or standing still
+        raise
     siege.print_on_console(b"\nafter-the-flood\n")
     siege.wait_for_text(b"after-the-flood", before)
     assert siege.console.stat().st_size - before >= 50_000_000
