@@ -40,6 +40,10 @@ AGENT_PORT = "org.unhinged.agent.0"
 BULK_PORT = "org.unhinged.bulk.0"
 """The port beside it, which carries the agent's streams (docs/protocol.md)."""
 
+PORTS_MAX = 8
+"""Ports of the controller: ours, and some for devices of the user's own. QEMU's 31 are 64 queues, for each of which an
+event is set up whenever the guest goes on (20 ms for a clone)."""
+
 SPICE_HEADS = 4
 """Monitors that a SPICE viewer can open."""
 
@@ -185,7 +189,7 @@ def _serial(files: InstanceFiles) -> Rows:
 
 
 def _ports() -> tuple[str, ...]:
-    return ("-device", _json(driver="virtio-serial-pci", id="ports"))
+    return ("-device", _json(driver="virtio-serial-pci", id="ports", max_ports=PORTS_MAX))
 
 
 def _agent(spec: Spec, files: InstanceFiles) -> Rows:
