@@ -124,8 +124,11 @@ def _make_directory(path: Path) -> None:
         raise HostError(f"{path} cannot be made: {error.strerror}", hint="make room there") from error
 
 
-async def wake(vm: VM, frozen: Frozen) -> None:
+async def wake(vm: VM, frozen: Frozen, *, reachable: bool) -> None:
     """Let a clone, whose CPUs have not run, go on from its template, and make it a machine of its own.
+
+    Args:
+        reachable: Whether it has network cards.
 
     Raises:
         StateError: Another QEMU froze the template.
@@ -157,6 +160,7 @@ async def wake(vm: VM, frozen: Frozen) -> None:
             machine_id=secrets.token_hex(16),
             seed=base64.b64encode(secrets.token_bytes(SEED_BYTES)).decode(),
             macs=macs,
+            reachable=reachable,
         )
     vm.mark("a machine of its own")
 

@@ -97,8 +97,8 @@ def refresh_template(location: Location, name: str, say: Callable[[str], None]) 
 def _runs_since(runtime: Path, vm: str, changed: Iterable[str]) -> bool:
     """Whether a VM runs that was started after all of these were changed."""
     seen = look(runtime, vm)
-    if not seen.is_running:
-        return False
+    if not seen.is_running or templates.COMMAND_LINE in changed:
+        return False  # of a command line nothing tells since when it is another
     try:
         # Its command line is written right before QEMU is started with it.
         return seen.files.argv.stat().st_mtime_ns > max(Path(path).stat().st_mtime_ns for path in changed)
@@ -110,7 +110,7 @@ def _refuse_changed(source: Template) -> None:
     """Raise StateError when the files that a template stands on are others now: its clones would read nonsense."""
     if changed := source.find_changed():
         raise StateError(
-            f"the template {source.name} was made of other files than there are now: {', '.join(changed[:3])}",
+            f"what the template {source.name} was made of has changed: {', '.join(changed[:3])}",
             state="changed",
             required=("as it was",),
             hint=f"make it again: unhinged restart {source.vm} && unhinged template {source.vm} --as {source.name}",

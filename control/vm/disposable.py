@@ -279,4 +279,6 @@ def _generalize(location: Location, spec: VMSpec) -> VMSpec:
 def _digest(spec: VMSpec, files: tuple[Path, ...]) -> str:
     """All that a state depends on: the machine, what it boots, the QEMU."""
     found = [(path.stat().st_mtime_ns, path.stat().st_size, path.stat().st_ino) for path in (Path(spec.qemu), *files)]
-    return hashlib.sha256(json.dumps([to_plain(spec), found], sort_keys=True).encode()).hexdigest()[:16]
+    plain = to_plain(spec)
+    told = json.dumps([plain, templates.digest_machine(plain), found], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -136,10 +136,11 @@ class Supervisor:
                 async with open_newborn(
                     newborn, self._files, self._notes, for_person=True, outlives_us=self._job.get("owner") is None
                 ) as vm:
-                    if (frozen := getattr(newborn.spec, "frozen", None)) is not None:
+                    spec = newborn.spec
+                    if isinstance(spec, VMSpec) and spec.frozen is not None:
                         from control.vm.clones import wake  # only a clone pays for it
 
-                        await wake(vm, frozen)
+                        await wake(vm, spec.frozen, reachable=bool(spec.networks))
                     elif not self._waits:
                         await vm.resume()
                     yield vm

@@ -12,15 +12,17 @@ import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from control.argv import build_argv
 from control.errors import AgentCallError, HostError, MonitorError, StateError
 from control.log import LOG
-from control.paths import InstanceFiles, check_instance_name, open_instance_files
+from control.paths import InstanceFiles, check_instance_name, find_instance_files, open_instance_files
 from control.process.run import run
 from control.spec.plain import from_plain
 from control.spec.vm_spec import DirectBoot, Disk, Frozen, IsoBoot, VMSpec
@@ -32,7 +34,13 @@ from control.vm.provision import list_chain
 if TYPE_CHECKING:
     from control.vm.vm import VM
 
+COMMAND_LINE = "the command line of its machine"
+"""What has changed where no file has: another version of ours made the template."""
+
 COPY_TIMEOUT_S = 3600.0
+WRITE_BACK_S = 600.0
+"""Gigabytes to a slow disk, while the guest goes on."""
+
 _STREAM = "stream"
 """What a VM wrote of itself, memory and all, before the memory is a file of its own."""
 
@@ -48,6 +56,7 @@ class Template:
         bytes: What it takes on this host's disk.
         spec: What that machine was, as plain data (`control.spec.plain`), with the template's own disks.
         stands_on: The files outside of it that its clones read, each with what told it from others then.
+        machine: What `digest_machine` made of `spec`.
     """
 
     name: str
@@ -57,16 +66,32 @@ class Template:
     bytes: int
     spec: dict[str, Any]
     stands_on: dict[str, str] = field(default_factory=dict)
+    machine: str = ""
 
     def describe(self) -> dict[str, Any]:
         """What users are shown of it."""
         plain = asdict(self)
-        del plain["spec"], plain["stands_on"]
+        del plain["spec"], plain["stands_on"], plain["machine"]
         return plain
 
     def find_changed(self) -> list[str]:
-        """Those of the files it stands on that are not what they were, or not there any more."""
-        return [path for path, told in self.stands_on.items() if _look_at_file(Path(path)) != told]
+        """Those of the files it stands on that are not what they were, or not there any more; or `COMMAND_LINE`."""
+        changed = [path for path, told in self.stands_on.items() if _look_at_file(Path(path)) != told]
+        return changed if self.machine == digest_machine(self.spec) else [*changed, COMMAND_LINE]
+
+
+def digest_machine(plain: Mapping[str, Any]) -> str:
+    """What tells the machine that we make of a specification from those of other versions: it takes no state of theirs.
+
+    Args:
+        plain: The specification of a `VMSpec` as plain data.
+    """
+    spec = from_plain(plain)
+    assert isinstance(spec, VMSpec)
+    # Wherever its disks lie.
+    disks = tuple(replace(disk, path=Path(f"/disk{index}")) for index, disk in enumerate(spec.disks))
+    argv = build_argv(replace(spec, name="any", disks=disks), find_instance_files(Path("/"), "any"))
+    return f"{zlib.crc32(json.dumps(argv).encode()):08x}"
 
 
 async def find_ground(plain: Mapping[str, Any], own: Path) -> dict[str, str]:
@@ -285,6 +310,7 @@ async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
 
     Raises:
         StateError: It is no VM that can be cloned, or is not ready to be.
+        WaitTimeout: It does not get its disks written; it goes on.
         MonitorError, HostError: It could not be written; the VM goes on.
     """
     from control.vm.snapshots import explain_refusal, query_version, standing_still
@@ -325,6 +351,7 @@ async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
             required=("idle",),
             hint="wait for its end, or end it",
         )
+    await write_back(vm)
     await _prepare_agent(vm)
     started = time.monotonic()
     async with standing_still(vm):
@@ -342,6 +369,17 @@ async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
     plain = dict(vm.record.spec)
     plain["disks"] = [{**old, "path": str(new)} for old, new in zip(plain["disks"], disks, strict=True)]
     return {"qemu": await query_version(vm), "spec": plain, "seconds": seconds}
+
+
+async def write_back(vm: VM) -> None:
+    """Have the guest write to its disks what it has not yet: each clone would do so, when it has just woken.
+
+    Raises:
+        WaitTimeout: It takes too long.
+    """
+    # A guest that has no such program, or lets nobody run one, is frozen as it is.
+    with contextlib.suppress(AgentCallError):
+        await vm.guest.run(["sync"], check=False, timeout_s=WRITE_BACK_S)
 
 
 async def _prepare_agent(vm: VM) -> None:
@@ -423,7 +461,8 @@ async def settle(name: str, vm_name: str, draft: Path, frozen: Mapping[str, Any]
     stream.unlink()
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     ground = await find_ground(frozen["spec"], draft)
-    return Template(name, vm_name, made_at, frozen["qemu"], measure(draft), dict(frozen["spec"]), ground)
+    plain = dict(frozen["spec"])
+    return Template(name, vm_name, made_at, frozen["qemu"], measure(draft), plain, ground, digest_machine(plain))
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ async def make_template(name: str, draft: Path, spec: VMSpec) -> Template:
             # What clones are woken by and used for is in their memory then, and need not be loaded by each.
             await vm.guest.identity()
             await vm.guest.run(["true"])
+            await templates.write_back(vm)
             await _wait_until_calm(vm)
             await vm.monitor.execute("stop")
             await write_state(vm, draft / "state", with_memory=False)
@@ -60,7 +61,8 @@ async def make_template(name: str, draft: Path, spec: VMSpec) -> Template:
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     plain = to_plain(spec)
     ground = await templates.find_ground(plain, draft)
-    return Template(name, NAME, made_at, version, templates.measure(draft), plain, ground)
+    machine = templates.digest_machine(plain)
+    return Template(name, NAME, made_at, version, templates.measure(draft), plain, ground, machine)
 
 
 async def _wait_until_up(vm: VM, boot: _Boot) -> None:

@@ -167,7 +167,7 @@ def test_files_that_change_under_a_template(desk: Desk) -> None:
     assert desk.run("template", "two").exit_code == 0
     os.utime(desk.directory / "kernel")
     error = desk.ask("fork", "fork", "two")["error"]
-    assert "was made of other files than there are now" in error["message"] and "kernel" in error["message"]
+    assert "was made of has changed: " in error["message"] and "kernel" in error["message"]
     assert "unhinged restart two && unhinged template two --as two" in error["hint"]
     assert not list(desk.runtime.glob("vm.two-*"))
     assert desk.run("kill", "two").exit_code == 0
@@ -175,6 +175,12 @@ def test_files_that_change_under_a_template(desk: Desk) -> None:
     done = desk.run("fork", "two")
     assert done.exit_code == 0 and "has changed since the template two was made: it is made again of two" in done.stderr
     assert desk.run("exec", "two-1", "--", "hostname").stdout == "two-1\n"
+    assert desk.run("discard", "two-1").exit_code == 0
+    note = desk.runtime / "templates/two/template.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "machine": "of another version"}))
+    error = desk.ask("fork", "fork", "two")["error"]
+    assert "was made of has changed: the command line of its machine" in error["message"]
+    assert desk.run("template", "two").exit_code == 0 and desk.run("fork", "two").exit_code == 0
     assert desk.run("discard", "two-1").exit_code == 0 and desk.run("kill", "two").exit_code == 0
 
 
