@@ -21,7 +21,8 @@ _OTHER_TARGETS = ("iso/agent/", "iso/debian/", "iso/publish.py")
 
 # Chosen by measurement; docs/image.md has the figures and says what each one is for. The last console is /dev/console.
 KERNEL_COMMAND_LINE = (
-    "console=tty1 console=ttyS0,115200 loglevel=6 random.trust_cpu=on cryptomgr.notests no_timer_check init_on_alloc=0"
+    "console=tty1 console=ttyS0,115200 loglevel=6 random.trust_cpu=on cryptomgr.notests no_timer_check init_on_alloc=0 "
+    "lsm=landlock,lockdown,yama"
 )
 
 

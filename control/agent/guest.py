@@ -199,13 +199,16 @@ class Guest:
         """Return the host's name and the machine's id."""
         return await self._ask("get_identity")
 
-    async def renew_identity(self, hostname: str, *, machine_id: str, seed: str, macs: Mapping[str, str]) -> Result:
+    async def renew_identity(
+        self, hostname: str, *, machine_id: str, seed: str, macs: Mapping[str, str], reachable: bool | None = None
+    ) -> Result:
         """Make a clone a machine of its own, by this host's time.
 
         Args:
             machine_id: 32 hexadecimal digits.
             seed: At least 32 bytes that nobody else has, in base64.
             macs: The addresses of its network cards, as they are and as they are to be.
+            reachable: Whether anybody reaches it over a network; the guest looks by itself when that is not said.
         """
         return await self._ask(
             "renew_identity",
@@ -213,6 +216,7 @@ class Guest:
             machine_id=machine_id,
             seed=seed,
             macs=dict(macs),
+            reachable=reachable,
             time_ns=read_time_ns(),
         )
 

@@ -25,9 +25,14 @@ def set_hostname(name: str, persistent: bool = True) -> None:
     import _socket
 
     if persistent:
-        textfile.replace("/etc/hostname", name + "\n")
-        _name_in_hosts(system.read_hostname(), name)
+        keep_hostname(system.read_hostname(), name)
     _socket.sethostname(name)
+
+
+def keep_hostname(old: str, new: str) -> None:
+    """Names the guest of the next boot. Raises OSError."""
+    textfile.replace("/etc/hostname", new + "\n")
+    _name_in_hosts(old, new)
 
 
 def _name_in_hosts(old: str, new: str) -> None:

@@ -19,12 +19,13 @@ _SIOCSIFHWADDR = 0x8924
 _ARPHRD_ETHER = 1
 _INTERFACES = "/sys/class/net"
 _MACHINE_ID, _BUS_MACHINE_ID = "/etc/machine-id", "/var/lib/dbus/machine-id"
-_DROPBEAR, _DROPBEAR_PID = "/etc/init.d/dropbear", "/run/dropbear.pid"
+_SSH_PIDS = {"dropbear": "/run/dropbear.pid", "openssh": "/run/sshd.pid"}
+_DROPBEAR, _OPENSSH = "/etc/init.d/dropbear", "/etc/ssh"
 _DROPBEAR_KEYS = ("/etc/dropbear/ed25519", "/data/.unhinged/dropbear/ed25519")
-_OPENSSH, _OPENSSH_PID = "/etc/ssh", "/run/sshd.pid"
 _NETWORK, _DHCP_PIDS = "/etc/init.d/network", "/run/udhcpc.%s.pid"
 _JOURNAL_SERVICE, _JOURNALS = "/run/systemd/journal", ("/run/log/journal", "/var/log/journal")
-_SIGKILL, _SIGTERM = 9, 15
+_SIGKILL, _SIGTERM, _SIGCONT, _SIGSTOP = 9, 15, 18, 19
+_END_LOOK_S, _END_LOOKS = 0.01, 500
 _PROGRAM_S = 600.0
 
 
@@ -43,10 +44,12 @@ def read_machine_id() -> str:
     return system.read_text(_MACHINE_ID, 64).strip()
 
 
-def set_machine_id(machine_id: str) -> None:
-    textfile.replace(_MACHINE_ID, machine_id + "\n", 0o444)
+def set_machine_id(old: str, new: str) -> None:
+    """Raises OSError."""
+    if len(old) != len(new) or not textfile.write_over(_MACHINE_ID, old + "\n", new + "\n"):
+        textfile.replace(_MACHINE_ID, new + "\n", 0o444)
     if os.path.isfile(_BUS_MACHINE_ID) and not os.path.islink(_BUS_MACHINE_ID):
-        textfile.replace(_BUS_MACHINE_ID, machine_id + "\n", 0o444)
+        textfile.replace(_BUS_MACHINE_ID, new + "\n", 0o444)
 
 
 def set_macs(wanted: "dict[str, str]") -> "list[str]":
@@ -84,29 +87,35 @@ def list_lease_programs(interfaces: "list[str]") -> "list[list[str]]":
     return programs
 
 
-def end_ssh() -> str:
-    """Ends the SSH server, which knows the template's keys; returns which it was, empty where none ran."""
-    pid = _read_pid(_DROPBEAR_PID)
-    if pid:
-        _kill(pid, _SIGKILL)  # it has nothing to put in order, and its port must be free at once
-        return "dropbear"
-    pid = _read_pid(_OPENSSH_PID)
-    if pid:
-        _kill(pid, _SIGTERM)  # systemd takes any other end for a failure
-        return "openssh"
+def hold_ssh() -> str:
+    """Stops the SSH server, which knows the template's keys, where it stands: it answers nobody any more.
+
+    It is ended by `renew_ssh`: a process that ends, and who waits for it, have more to do than a clone has time for.
+
+    Returns:
+        Which server it is, empty where none runs.
+    """
+    for server, path in _SSH_PIDS.items():
+        pid = _read_pid(path)
+        if pid:
+            _kill(pid, _SIGSTOP)
+            return server
     return ""
 
 
-def renew_ssh(server: str) -> "list[list[str]]":
-    """Removes the keys of the server that `end_ssh` has ended.
+def renew_ssh(server: str, comes_back: bool = True) -> "Generator[Any, Any, None]":
+    """Ends the server that `hold_ssh` has stopped, removes its keys, and brings it back with keys of its own.
 
-    Returns:
-        What brings it back with keys of its own, a program after the other; nothing where none ran.
+    Raises:
+        CallError: What brings it back has failed; the keys are gone.
     """
+    if server:
+        yield from _end(_read_pid(_SSH_PIDS[server]), server)
     if server == "dropbear":
-        for path in (_DROPBEAR_PID, *_DROPBEAR_KEYS):
+        for path in (_SSH_PIDS[server], *_DROPBEAR_KEYS):
             _remove(path)
-        return [[_DROPBEAR, "start"]]
+        yield from run_all([[_DROPBEAR, "start"]] if comes_back else [])
+        return
     programs = []
     # Only those kinds that there were, and the quick ones first: an RSA key takes a minute where a machine is emulated.
     for kind in ("ed25519", "ecdsa", "rsa"):
@@ -118,7 +127,20 @@ def renew_ssh(server: str) -> "list[list[str]]":
     if server == "openssh":
         unit = "ssh.service" if os.path.exists("/lib/systemd/system/ssh.service") else "sshd.service"
         programs.append(["systemctl", "restart", unit])
-    return programs
+    yield from run_all(programs if comes_back else [])
+
+
+def _end(pid: int, server: str) -> "Generator[Any, Any, None]":
+    """Ends a server that stands still; its port is free then."""
+    if server == "dropbear":
+        _kill(pid, _SIGKILL)  # it has nothing to put in order
+    else:
+        _kill(pid, _SIGTERM)  # systemd takes any other end for a failure
+        _kill(pid, _SIGCONT)
+    for _ in range(_END_LOOKS):
+        if not os.path.exists("/proc/%d" % pid):
+            return
+        yield _END_LOOK_S
 
 
 def renew_journal(old_id: str, new_id: str) -> "Generator[Any, Any, None]":

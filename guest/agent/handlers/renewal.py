@@ -24,16 +24,17 @@ def renew_identity(call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
         # First of all what the rest depends on: keys made of the template's random numbers would be everybody's.
         renewal.stir(binascii.a2b_base64(params["seed"]))
         clock.set_clock(params["time_ns"])
-        is_reachable = renewal.has_network()
-        server = renewal.end_ssh() if is_reachable else ""
-        hostname.set_hostname(params["hostname"])
-        old_id = renewal.read_machine_id()
-        renewal.set_machine_id(params["machine_id"])
+        is_reachable = params["reachable"] if "reachable" in params else renewal.has_network()
+        server = renewal.hold_ssh() if is_reachable else ""
+        old_name, old_id = system.read_hostname(), renewal.read_machine_id()
+        hostname.set_hostname(params["hostname"], persistent=False)
+        renewal.set_machine_id(old_id, params["machine_id"])
         interfaces = renewal.set_macs(params.get("macs", {}))
     except OSError as error:
         raise steps.refuse(error) from None
     # Nobody can take it for the template any more. What takes longer need not be waited for.
     loop = call.agent.loop
+    loop.soon(lambda: hostname.keep_hostname(old_name, params["hostname"]))
     loop.soon(clock.keep_time)
     steps.Steps(loop, _finish(is_reachable, server, interfaces), _report)
     steps.Steps(loop, renewal.renew_journal(old_id, params["machine_id"]), _report)
@@ -41,11 +42,11 @@ def renew_identity(call: "Call", params: "dict[str, Any]") -> "dict[str, Any]":
 
 
 def _finish(is_reachable: bool, server: str, interfaces: "list[str]") -> "Generator[Any, Any, None]":
-    if is_reachable:
-        yield from renewal.run_all(renewal.list_lease_programs(interfaces) + renewal.renew_ssh(server))
-    else:
+    if not is_reachable:
         # Where nobody could reach it, no server comes back; that its keys are gone is no less.
-        renewal.renew_ssh(renewal.end_ssh())
+        server = renewal.hold_ssh()
+    yield from renewal.run_all(renewal.list_lease_programs(interfaces))
+    yield from renewal.renew_ssh(server, comes_back=is_reachable)
 
 
 def _report(_value: object, error: "Exception | None") -> None:
@@ -93,6 +94,7 @@ METHODS: "dict[str, tuple[Any, ...]]" = {
             "machine_id": (True, _check_machine_id),
             "seed": (True, _check_seed),
             "time_ns": (True, parameters.integer(0, _MAX_TIME_NS)),
+            "reachable": (False, parameters.boolean),
             "macs": (False, _check_macs),
         },
     ),

@@ -60,7 +60,7 @@ def test_a_clone_becomes_a_machine_of_its_own(guest: Guest) -> None:
     told = guest.result("renew_identity", **wanted)
     assert told == {"hostname": "a-clone", "machine_id": machine_id, "interfaces": told["interfaces"]}
     assert guest.result("get_identity") == {"hostname": "a-clone", "machine_id": machine_id}
-    assert guest.run("hostname; cat /etc/machine-id") == f"a-clone\n{machine_id}\n"
+    assert guest.run("hostname; cat /etc/hostname /etc/machine-id") == f"a-clone\na-clone\n{machine_id}\n"
     if guest.has_systemd:  # its journal goes on under the new id, with what it held before
         guest.run(
             "until journalctl --quiet --boot --grep 'Linux version' --lines 1 | grep -q Linux; do sleep 0.2; done"
@@ -68,9 +68,13 @@ def test_a_clone_becomes_a_machine_of_its_own(guest: Guest) -> None:
     for key, wrong in (
         ("hostname", "-a"), ("machine_id", "x" * 32), ("machine_id", "0" * 31), ("seed", "AAAA"), ("seed", "?" * 44),
         ("time_ns", -1), ("macs", {"52:54:00:00:00:01": "here"}), ("macs", {"x": "52:54:00:00:00:01"}),
+        ("reachable", 1),
     ):  # fmt: skip
         assert guest.error("renew_identity", **{**wanted, key: wrong})["code"] == -32602, (key, wrong)
+    guest.run("printf 'none yet' > /etc/machine-id")
+    wanted["reachable"] = True
     assert guest.result("renew_identity", **wanted, macs={"52:54:00:99:99:99": "52:54:00:00:00:01"})["interfaces"] == []
+    assert guest.run("cat /etc/machine-id") == f"{machine_id}\n"
     guest.result("set_hostname", hostname=before["hostname"])
 
 
