@@ -87,8 +87,6 @@ async def take_state(vm: VM, path: Path, *, with_memory: bool) -> None:
         raise HostError(f"{path} cannot be read: {error.strerror}", hint="make the template again") from error
     try:
         await _leave_out_memory(vm, not with_memory)
-        # Nothing has moved: the guest need not tell its networks where it is now, and be busy with that when it wakes.
-        await vm.monitor.execute("migrate-set-parameters", {"announce-rounds": 0})
         await vm.monitor.give("state", descriptor)
         await vm.monitor.execute("migrate-incoming", {"uri": "fd:state"}, timeout_s=STATE_TIMEOUT_S)
         await _wait_for_end(vm, "taken")

@@ -140,7 +140,7 @@ class Supervisor:
                     if isinstance(spec, VMSpec) and spec.frozen is not None:
                         from control.vm.clones import wake  # only a clone pays for it
 
-                        await wake(vm, spec.frozen, reachable=bool(spec.networks))
+                        await wake(vm, spec.frozen, reachable=any(network.kind != "none" for network in spec.networks))
                     elif not self._waits:
                         await vm.resume()
                     yield vm
