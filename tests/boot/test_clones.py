@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.fleets import Desk, finish, open_desk
+from tests.qemu.fleets import Desk, finish, open_desk, wait_for
 
 CONFIGURATION = """
 [vm.one]
@@ -110,6 +110,16 @@ def test_a_clone_that_was_stopped_boots_from_its_own_disk(desk: Desk, pair: tupl
     assert desk.run("stop", name).exit_code == 0
     assert desk.run("start", "--wait", "boot", name).exit_code == 0
     assert shell(desk, name, f"{MOUNTED}; cat /data/file; test -e /tmp/memory || echo anew") == "mine\nanew\n"
+
+
+@pytest.mark.slow
+def test_a_clone_that_is_reset_boots(desk: Desk, pair: tuple[str, str]) -> None:
+    """QEMU is still the one that took the template's state."""
+    name = pair[0]
+    assert desk.run("qmp", name, "system_reset").exit_code == 0
+    gone = ["exec", name, "-n", "--", "sh", "-c", "test ! -e /tmp/memory"]
+    wait_for(lambda: desk.run(*gone).exit_code == 0)
+    assert desk.status(name)["state"] == "RUNNING"
 
 
 def test_a_clone_outlives_its_supervisor(desk: Desk, pair: tuple[str, str]) -> None:
