@@ -51,7 +51,26 @@ async def choose_accelerator(
         return AcceleratorChoice("tcg", f"{_TCG}, as asked")
     if requested not in ("auto", "kvm"):
         raise ConfigError(f"ACCEL={requested!r} is not an accelerator", key="ACCEL", hint="use auto, kvm or tcg")
-    verdict, from_cache = await find_kvm_verdict(qemu_binary, run, cache_dir, host=host or KvmHost())
+    host = host or KvmHost()
+    verdict, from_cache = recall_kvm_verdict(qemu_binary, cache_dir, host)
+    if verdict is None:
+        verdict = await probe_kvm(qemu_binary, run, host=host)
+        if (key := cache.build_key(qemu_binary, host)) is not None:
+            cache.store_verdict(cache_dir, key, verdict)
+    return _judge(requested, verdict, from_cache)
+
+
+def choose_without_loop(qemu_binary: Path, run: Runner, cache_dir: Path) -> AcceleratorChoice:
+    """As `choose_accelerator` with `auto`, for who has no event loop; it costs none where the answer is known."""
+    verdict, from_cache = recall_kvm_verdict(qemu_binary, cache_dir, KvmHost())
+    if verdict is not None:
+        return _judge("auto", verdict, from_cache)
+    import asyncio
+
+    return asyncio.run(choose_accelerator("auto", qemu_binary, run, cache_dir))
+
+
+def _judge(requested: str, verdict: KvmVerdict, from_cache: bool) -> AcceleratorChoice:
     if verdict.works:
         proof = "proved earlier in this boot of the host" if from_cache else verdict.reason
         return AcceleratorChoice("kvm", f"accelerator: kvm ({proof})", from_cache, verdict)
@@ -61,10 +80,8 @@ async def choose_accelerator(
     return AcceleratorChoice("tcg", f"{_TCG}, because {verdict.reason}", from_cache, verdict)
 
 
-async def find_kvm_verdict(
-    qemu_binary: Path, run: Runner, cache_dir: Path, *, host: KvmHost
-) -> tuple[KvmVerdict, bool]:
-    """Say whether KVM works, from memory where that holds; the second value tells whether it was memory.
+def recall_kvm_verdict(qemu_binary: Path, cache_dir: Path, host: KvmHost) -> tuple[KvmVerdict | None, bool]:
+    """Say whether KVM works, None where it has to be tried; the second value tells whether it is from the cache.
 
     A device that is missing or closed to this user is seen at once and not remembered: its cure must work at once too.
     """
@@ -72,14 +89,8 @@ async def find_kvm_verdict(
     if lack is not None:
         return lack, False
     key = cache.build_key(qemu_binary, host)
-    if key is not None:
-        known = cache.find_verdict(cache_dir, key)
-        if known is not None:
-            return known, True
-    verdict = await probe_kvm(qemu_binary, run, host=host)
-    if key is not None:
-        cache.store_verdict(cache_dir, key, verdict)
-    return verdict, False
+    known = cache.find_verdict(cache_dir, key) if key is not None else None
+    return known, known is not None
 
 
 def remember_kvm_failure(qemu_binary: Path, cache_dir: Path, reason: str, *, host: KvmHost | None = None) -> None:

@@ -8,7 +8,6 @@ that the guest was stopped. A QEMU that does nothing is killed by the runner at 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import grp
@@ -178,6 +177,8 @@ async def _quit_when_stopped(path: Path) -> AsyncIterator[None]:
 
     This is not a monitor client: it looks for two words, so that the probe runs before set-up too.
     """
+    import asyncio  # what is known already costs no event loop
+
     connections: list[tuple[asyncio.Task[None], asyncio.StreamWriter]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

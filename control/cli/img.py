@@ -161,14 +161,12 @@ def _find_overlays(desk: Desk, image: str) -> list[Path]:
 
 
 def _find_machine(desk: Desk) -> Machine:
-    import asyncio
-
-    from control.accel.choice import choose_accelerator
+    from control.accel.choice import choose_without_loop
     from control.image.workshop import Machine
     from control.process.run import run
     from control.vm.declared import find_qemu_of
 
     qemu = find_qemu_of(desk.fleet)
-    choice = asyncio.run(choose_accelerator("auto", Path(qemu), run, cache_directory()))
+    choice = choose_without_loop(Path(qemu), run, cache_directory())
     desk.note_once(choice.reason)
     return Machine(qemu, choice.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -14,10 +13,6 @@ from pathlib import Path
 from control.errors import HostError
 from control.log import LOG
 from control.streams import Completed
-
-OUTPUT_LIMIT_BYTES = 1024 * 1024
-"""What is kept of each of stdout and stderr; the rest is read and dropped, so the child never blocks."""
-
 
 PIPES_WAIT_S = 2.0
 """What a child wrote before its end is read within milliseconds of it, also on a loaded host."""
@@ -45,13 +40,17 @@ async def run(
     Raises:
         HostError: The program cannot be started (missing, not executable); nothing is left running.
     """
+    import asyncio  # whoever may have to run something, and does not, must not pay for an event loop
+
+    from control.process.collector import Collector
+
     LOG.debug("run: %s", " ".join(argv))
     started = time.monotonic()
     try:
         with _open_stdin(stdin) as source:
             starting = asyncio.ensure_future(
                 asyncio.get_running_loop().subprocess_exec(
-                    lambda: _Collector(on_stdout, on_stderr),
+                    lambda: Collector(on_stdout, on_stderr),
                     *argv,
                     stdin=source,
                     stdout=asyncio.subprocess.PIPE,
@@ -96,7 +95,8 @@ async def run(
 def _open_stdin(data: bytes) -> Iterator[int]:
     """A file, because it cannot be full: a child that does not read it stands in nobody's way."""
     if not data:
-        yield asyncio.subprocess.DEVNULL
+        with Path(os.devnull).open("rb") as nothing:
+            yield nothing.fileno()
         return
     with tempfile.TemporaryFile() as file:
         file.write(data)
@@ -108,37 +108,3 @@ def kill_group(process_group: int) -> None:
     """Kill what is left of a process group; none left is fine."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process_group, signal.SIGKILL)
-
-
-class _Collector(asyncio.SubprocessProtocol):
-    """Keeps the beginning of what a child process writes, and knows when it has ended and when its pipes have."""
-
-    def __init__(self, on_stdout: Callable[[bytes], bool] | None, on_stderr: Callable[[bytes], None] | None) -> None:
-        self._on_stdout = on_stdout
-        self._on_stderr = on_stderr
-        self.outputs = {1: bytearray(), 2: bytearray()}
-        self.exited = asyncio.Event()
-        self.drained = asyncio.Event()
-        self._open = {1, 2}
-        self._pid = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        self._pid = transport.get_pid()
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        kept = self.outputs[fd]
-        kept += data[: max(0, OUTPUT_LIMIT_BYTES - len(kept))]
-        enough = fd == 1 and self._on_stdout is not None and self._on_stdout(data)
-        if enough and not self.exited.is_set():
-            kill_group(self._pid)
-        if fd == 2 and self._on_stderr is not None:
-            self._on_stderr(data)
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        self._open.discard(fd)
-        if not self._open:
-            self.drained.set()
-
-    def process_exited(self) -> None:
-        self.exited.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import secrets
 import shutil
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from control.errors import HostError, StateError
 from control.paths import InstanceFiles, find_instance_files
-from control.spec.vm_spec import Frozen, VMSpec
+from control.spec.vm_spec import Disk, Frozen, VMSpec
 from control.vm.instance import write_atomically
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _declare(parent: VMDeclaration, name: str) -> VMDeclaration:
 # -- making one --------------------------------------------------------------------------------------------------------
 
 
-async def build_clone(plain: Mapping[str, Any], name: str, files: InstanceFiles, frozen: Frozen) -> VMSpec:
+def build_clone(plain: Mapping[str, Any], name: str, files: InstanceFiles, frozen: Frozen) -> VMSpec:
     """The specification of a VM `name` that goes on from a template, whose disks are made. Raises HostError.
 
     Args:
@@ -107,14 +108,43 @@ async def build_clone(plain: Mapping[str, Any], name: str, files: InstanceFiles,
     disks = []
     for index, disk in enumerate(spec.disks):
         if not disk.read_only:
-            from control.vm.provision import make_disk
-
             over = files.frozen_disks / f"disk{index}.qcow2"
             _make_directory(over.parent)
-            await make_disk(over, None, base=disk.path, base_format=disk.format)
+            _lay_over(disk, frozen.memory.with_name(f"disk{index}.blank"), over)
             disk = replace(disk, path=over, format="qcow2")
         disks.append(disk)
     return replace(spec, name=name, disks=tuple(disks), frozen=frozen)
+
+
+def _lay_over(disk: Disk, blank: Path, over: Path) -> None:
+    """Make the disk `over`, over a template's. One that is empty is the same for each clone, so it is made once."""
+    if not blank.exists():
+        import asyncio
+
+        from control.vm.provision import make_disk
+
+        draft = blank.with_name(f"{blank.name}.{os.getpid()}")
+        asyncio.run(make_disk(draft, None, base=disk.path, base_format=disk.format))
+        draft.rename(blank)
+    try:
+        over.touch(mode=0o600)
+        shutil.copyfile(blank, over)
+    except OSError as error:
+        raise HostError(f"the disk {over} cannot be made: {error.strerror}", hint="make room on that disk") from error
+
+
+async def make_overlays(spec: VMSpec, directory: Path) -> tuple[Disk, ...]:
+    """Disks in `directory` that take what is written over those of `spec`. Raises HostError."""
+    from control.vm.provision import make_disk
+
+    disks = []
+    for index, disk in enumerate(spec.disks):
+        if not disk.read_only:
+            over = directory / f"disk{index}.qcow2"
+            await make_disk(over, None, base=disk.path, base_format=disk.format)
+            disk = replace(disk, path=over, format="qcow2")
+        disks.append(disk)
+    return tuple(disks)
 
 
 def _make_directory(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
@@ -52,6 +51,8 @@ def make_template(location: Location, vm: str, name: str) -> tuple[Template, Map
         StateError: The VM does not run or cannot be cloned, or the older template has clones.
         RemoteError, ControlError: It cannot be made; the VM goes on, and an older template is as it was.
     """
+    import asyncio  # a clone does without
+
     started = time.monotonic()
     check_instance_name(name)
     _refuse_clones_of(location.runtime, name)
@@ -224,7 +225,7 @@ def make_clone(
             templates.mark_used(location.runtime, template)
             clones.write_parentage(files, Parentage(template, source.vm, source.qemu))
             frozen = templates.find_frozen(location.runtime, template)
-            spec = asyncio.run(clones.build_clone(source.spec, name, files, frozen))
+            spec = clones.build_clone(source.spec, name, files, frozen)
             spec, ports = _take_ports(replace(spec, **(own or {})))
             with hold(files) as lock:
                 if lock is None:

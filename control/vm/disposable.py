@@ -6,7 +6,6 @@ one shape of machine, is made on first use, and is removed when room is needed f
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -27,11 +26,12 @@ from control.spec.vm_spec import Disk, Display, Share, VMSpec
 from control.units import MIB
 from control.vm import cloning, templates
 from control.vm.bootable import BUILTIN, Bootable, find_bootable
+from control.vm.clones import make_overlays
 from control.vm.collect import collect_exec
 from control.vm.hire import hire
 from control.vm.instance import read_record, write_atomically
 from control.vm.lifetime import wait_for
-from control.vm.provision import HOW_TO_BUILD, make_disk
+from control.vm.provision import HOW_TO_BUILD
 from control.vm.reach import begin, connect, hold, look
 
 if TYPE_CHECKING:
@@ -183,10 +183,10 @@ def make_disposable(
 
 def _build_spec(shape: Shape, boots: Bootable) -> VMSpec:
     """A machine of that shape, whose disk is still the image's own. Raises ConfigError, HostError."""
-    from control.accel.choice import choose_accelerator
+    from control.accel.choice import choose_without_loop
 
     qemu = find_qemu(look_around())
-    choice = asyncio.run(choose_accelerator("auto", qemu, run, cache_directory()))
+    choice = choose_without_loop(qemu, run, cache_directory())
     return VMSpec(
         name=NAME,
         boot=boots.boot,
@@ -222,7 +222,12 @@ def _find_location() -> Location:
 
 
 def _boot(files: InstanceFiles, name: str, spec: VMSpec, hired: Detached | None) -> None:
-    _begin(files, name, replace(spec, name=name, disks=asyncio.run(make_overlays(spec, files.directory))), hired)
+    disks: tuple[Disk, ...] = ()
+    if spec.disks:
+        import asyncio
+
+        disks = asyncio.run(make_overlays(spec, files.directory))
+    _begin(files, name, replace(spec, name=name, disks=disks), hired)
     wait_for(files.directory.parent, name, "agent", BOOT_WAIT_S)
 
 
@@ -234,16 +239,6 @@ def _begin(files: InstanceFiles, name: str, spec: VMSpec, hired: Detached | None
         begin(supervisor, files, lock, cloning.build_job(name, spec, {}, with_us=True))
 
 
-async def make_overlays(spec: VMSpec, directory: Path) -> tuple[Disk, ...]:
-    """Disks in `directory` that take what is written over those of `spec`. Raises HostError."""
-    disks = []
-    for index, disk in enumerate(spec.disks):
-        over = directory / f"disk{index}.qcow2"
-        await make_disk(over, None, base=disk.path, base_format=disk.format)
-        disks.append(replace(disk, path=over, format="qcow2"))
-    return tuple(disks)
-
-
 # -- templates ---------------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +248,8 @@ def _find_template(location: Location, image: str, boots: Bootable, spec: VMSpec
     name = f"{boots.label}-{_digest(spec, boots.files)}"
     note = templates.find_directory(location.runtime, name) / "template.json"
     if not note.exists():
+        import asyncio
+
         from control.vm.warming import make_template  # once in a while
 
         with templates.hold_name(location.runtime, name):

@@ -23,13 +23,10 @@ from control.argv import build_argv
 from control.errors import AgentCallError, HostError, MonitorError, StateError
 from control.log import LOG
 from control.paths import InstanceFiles, check_instance_name, find_instance_files, open_instance_files
-from control.process.run import run
 from control.spec.plain import from_plain
 from control.spec.vm_spec import DirectBoot, Disk, Frozen, IsoBoot, VMSpec
-from control.vm.clones import build_clone, discard, list_clones
-from control.vm.freeze import take_state, write_state
+from control.vm.clones import discard, list_clones, make_overlays
 from control.vm.instance import write_atomically
-from control.vm.provision import list_chain
 
 if TYPE_CHECKING:
     from control.vm.vm import VM
@@ -103,6 +100,8 @@ async def find_ground(plain: Mapping[str, Any], own: Path) -> dict[str, str]:
     Raises:
         HostError: qemu-img does not tell what a disk lies over.
     """
+    from control.vm.provision import list_chain  # what follows is not made often, and loads an event loop
+
     spec = from_plain(plain)
     assert isinstance(spec, VMSpec)
     boot = spec.boot
@@ -313,6 +312,7 @@ async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
         WaitTimeout: It does not get its disks written; it goes on.
         MonitorError, HostError: It could not be written; the VM goes on.
     """
+    from control.vm.freeze import write_state
     from control.vm.snapshots import explain_refusal, query_version, standing_still
 
     spec = from_plain(vm.record.spec)
@@ -422,6 +422,8 @@ async def _copy_all(spec: VMSpec, directory: Path) -> list[Path]:
 
 async def copy_disk(disk: Disk, target: Path) -> Path:
     """Copy a disk as it is, holes and all; where the file system can, nothing is copied until it changes."""
+    from control.process.run import run
+
     if disk.read_only:
         return disk.path
     argv = ["cp", "--reflink=auto", "--sparse=always", "--", str(disk.path), str(target)]
@@ -439,14 +441,18 @@ async def settle(name: str, vm_name: str, draft: Path, frozen: Mapping[str, Any]
         LaunchError, MonitorError, HostError: It cannot be made; the draft is of no use.
         StateError: This host's QEMU is not the one that the VM runs under.
     """
+    from control.vm.freeze import take_state, write_state
     from control.vm.service import Notes
     from control.vm.snapshots import query_version
     from control.vm.vm import open_vm
 
     stream, memory, state = draft / _STREAM, draft / "memory", draft / "state"
     with open_maker(draft, name) as files:
-        spec = await build_clone(frozen["spec"], name, files, Frozen(memory, stream, is_shared=True))
-        spec = replace(spec, forwards=())  # the ports of the host are the VM's, which runs
+        spec = from_plain(frozen["spec"])
+        assert isinstance(spec, VMSpec)
+        disks = await make_overlays(spec, files.directory)
+        # Without forwards: the ports of the host are the VM's, which runs.
+        spec = replace(spec, name=name, disks=disks, forwards=(), frozen=Frozen(memory, stream, is_shared=True))
         async with open_vm(spec, files, Notes(), judge_boot=False) as vm:
             if (version := await query_version(vm)) != frozen["qemu"]:
                 raise StateError(

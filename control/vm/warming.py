@@ -11,7 +11,8 @@ from control.errors import StateError, WaitTimeout
 from control.spec.plain import to_plain
 from control.spec.vm_spec import Frozen, VMSpec
 from control.vm import templates
-from control.vm.disposable import BOOT_WAIT_S, NAME, make_overlays
+from control.vm.clones import make_overlays
+from control.vm.disposable import BOOT_WAIT_S, NAME
 from control.vm.freeze import write_state
 from control.vm.service import Notes
 from control.vm.snapshots import query_version

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from control.errors import HostError
+from control.process.collector import OUTPUT_LIMIT_BYTES
 from control.process.handle import ProcessHandle, find_process, read_start_ticks, start_keeper, start_process
-from control.process.run import OUTPUT_LIMIT_BYTES, run
+from control.process.run import run
 
 PYTHON = sys.executable
 
