@@ -6,10 +6,11 @@ import re
 
 KEPT_BYTES = 16 * 1024
 
+# Compiled when something is first shown: it takes longer than to load all else here, and most consoles show nothing.
 # CSI, OSC and two-character escape sequences (ECMA-48); what remains of control characters is shown as a dot.
-_ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_ESCAPES = rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])"
 # Beside control characters: line ends of Unicode, and what turns the direction of the letters behind it (UAX #9).
-_UNPRINTABLE = re.compile(r"[^\t\x20-\x7e\xa0-\U0010ffff]|[\u2028-\u202e\u2066-\u2069]")
+_UNPRINTABLE = r"[^\t\x20-\x7e\xa0-\U0010ffff]|[\u2028-\u202e\u2066-\u2069]"
 
 
 class ConsoleTail:
@@ -40,5 +41,5 @@ def to_plain_text(data: bytes) -> str:
     >>> to_plain_text(b"\\x1b[31mred\\x1b[0m \\x07 na\\xc3\\xafve \\xff\\r\\n")
     'red . naïve \ufffd\\n'
     """
-    text = _ESCAPES.sub(b"", data).replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode("utf-8", "replace")
-    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] == "\n" else ".", text)
+    text = re.sub(_ESCAPES, b"", data).replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode("utf-8", "replace")
+    return re.sub(_UNPRINTABLE, lambda match: match[0] if match[0] == "\n" else ".", text)

@@ -18,7 +18,8 @@ class Cause:
 
     Attributes:
         code: Its short name.
-        pattern: Searched in the last lines of the console, as plain text.
+        pattern: A regular expression, searched in the last lines of the console, as plain text. It is compiled then:
+            most boots come up.
         sentence: What happened, for the user.
         hint: What to do next.
         waits_for_person: The guest stands at a prompt where somebody at the console could go on.
@@ -26,20 +27,20 @@ class Cause:
     """
 
     code: str
-    pattern: re.Pattern[str]
+    pattern: str
     sentence: str
     hint: str
     waits_for_person: bool = False
     exit_code: int = EXIT_BOOT_HUNG
 
 
-def _at_end(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:{pattern})[^\n]*\s*\Z", re.IGNORECASE)
+def _at_end(pattern: str) -> str:
+    return rf"(?i:{pattern})[^\n]*\s*\Z"
 
 
 PANIC = Cause(
     "panic",
-    re.compile(r"Kernel panic - not syncing: (?P<what>[^\n]*)"),
+    r"Kernel panic - not syncing: (?P<what>[^\n]*)",
     "the guest's kernel panicked",
     "the lines above the panic say what failed; the whole console is in the instance's file `serial`",
     exit_code=EXIT_GUEST_PANICKED,
@@ -48,7 +49,7 @@ PANIC = Cause(
 CAUSES = (
     Cause(
         "no-root",
-        re.compile(r"Kernel panic - not syncing: VFS: Unable to mount root fs|No working init found"),
+        r"Kernel panic - not syncing: VFS: Unable to mount root fs|No working init found",
         "the kernel found no root file system",
         "give it one: INITRD=… or DISK=… with root=… on the kernel command line (ARGS=\"--append 'root=/dev/vda1'\"); "
         "is the driver of that disk built into the kernel or in its initrd?",
@@ -58,7 +59,7 @@ CAUSES = (
     Cause(
         # SeaBIOS: "No bootable device."; OVMF: "BdsDxe: No bootable option or device was found."
         "no-bootable-device",
-        re.compile(r"No bootable (?:device|option or device was found)[^\n]*(?:\n[^\n]*){0,3}\s*\Z"),
+        r"No bootable (?:device|option or device was found)[^\n]*(?:\n[^\n]*){0,3}\s*\Z",
         "the firmware found nothing to boot from",
         "is the ISO or disk bootable, and made for this firmware (--firmware bios or uefi)? "
         "A kernel is started with KERNEL= and INITRD=",
@@ -93,7 +94,7 @@ CAUSES = (
     ),
 )
 
-_PROMPT = re.compile(r"(?:login|password|username): ?\Z|[$#>%?:\]] ?\Z", re.IGNORECASE)
+_PROMPT = r"(?i:login|password|username): ?\Z|[$#>%?:\]] ?\Z"
 
 
 def find_cause(console_end: str) -> Cause | None:
@@ -103,7 +104,7 @@ def find_cause(console_end: str) -> Cause | None:
     """
     at_prompt = looks_like_prompt(console_end)
     for cause in CAUSES:
-        if cause.pattern.search(console_end) and not (at_prompt and cause.exit_code == EXIT_GUEST_PANICKED):
+        if re.search(cause.pattern, console_end) and not (at_prompt and cause.exit_code == EXIT_GUEST_PANICKED):
             return cause
     return None
 
@@ -114,4 +115,4 @@ def looks_like_prompt(console_end: str) -> bool:
     >>> looks_like_prompt("unhinged login: "), looks_like_prompt("[    1.0] random: crng init done")
     (True, False)
     """
-    return bool(_PROMPT.search(console_end.rpartition("\n")[2]))
+    return bool(re.search(_PROMPT, console_end.rpartition("\n")[2]))

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import secrets
-import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +28,9 @@ AGENT_WAIT_S = 60.0
 """A clone's agent answers within 0.1 s; this is for a host that wakes many at once."""
 
 SEED_BYTES = 64
+
+_making_blanks = threading.Lock()
+"""A command makes several clones at once; another command may too, and has a name of its own for what it makes."""
 
 _QEMUS_MACS = "52:54:00:12:34:"
 """Of cards that are given none. Source: QEMU sources, net/net.c, qemu_macaddr_default_if_unset."""
@@ -118,14 +121,17 @@ def build_clone(plain: Mapping[str, Any], name: str, files: InstanceFiles, froze
 
 def _lay_over(disk: Disk, blank: Path, over: Path) -> None:
     """Make the disk `over`, over a template's. One that is empty is the same for each clone, so it is made once."""
-    if not blank.exists():
-        import asyncio
+    with _making_blanks:
+        if not blank.exists():
+            import asyncio
 
-        from control.vm.provision import make_disk
+            from control.vm.provision import make_disk
 
-        draft = blank.with_name(f"{blank.name}.{os.getpid()}")
-        asyncio.run(make_disk(draft, None, base=disk.path, base_format=disk.format))
-        draft.rename(blank)
+            draft = blank.with_name(f"{blank.name}.{os.getpid()}")
+            asyncio.run(make_disk(draft, None, base=disk.path, base_format=disk.format))
+            draft.rename(blank)
+    import shutil  # for who makes a clone, and for who removes one; not for who is one
+
     try:
         over.touch(mode=0o600)
         shutil.copyfile(blank, over)
@@ -183,9 +189,10 @@ async def wake(vm: VM, frozen: Frozen, *, reachable: bool) -> None:
     macs = await _pick_macs(vm)
     await vm.resume()
     with vm.timeline.step("the agent wakes"):
+        guest = vm.guest  # its guest needs longer to wake than this takes to load
         await vm.agent.wait_until_ready(AGENT_WAIT_S)
     with vm.timeline.step("it becomes a machine of its own"):
-        await vm.guest.renew_identity(
+        await guest.renew_identity(
             _build_hostname(vm.name),
             machine_id=secrets.token_hex(16),
             seed=base64.b64encode(secrets.token_bytes(SEED_BYTES)).decode(),
@@ -212,6 +219,8 @@ async def _pick_macs(vm: VM) -> dict[str, str]:
 
 def discard(files: InstanceFiles) -> None:
     """Remove all that there is of a clone that does not run; its lock is held. Raises HostError."""
+    import shutil
+
     for path in {files.directory, files.sockets}:
         while path.exists():
             try:

@@ -37,8 +37,11 @@ _REST = (
 )
 """What is needed once QEMU has been started; each loads little more than those before it."""
 
-_CLONES = ("control.vm.clones", "control.vm.freeze", "control.vm.snapshots", "control.agent.guest")
-"""What one needs beside that whose VM is a clone, or is worked with through its agent."""
+_CLONES = ("control.vm.clones", "control.vm.freeze", "control.vm.snapshots")
+"""What one needs beside that whose VM is a clone."""
+
+_GUESTS = ("control.agent.guest",)
+"""What one needs whose guest is worked with; a clone loads it while its guest wakes."""
 
 _PIECE_BYTES = 65536
 
@@ -66,7 +69,11 @@ def main() -> int:
 
 def load_all() -> None:
     """Load all that a supervisor needs."""
-    for module in (*_REST, *_CLONES):
+    _load_all_of(*_REST, *_CLONES, *_GUESTS)
+
+
+def _load_all_of(*modules: str) -> None:
+    for module in modules:
         importlib.import_module(module)
 
 
@@ -101,7 +108,7 @@ def _do(job: dict[str, Any], report: Report) -> None:
     with ExitStack() as stack:
         newborn = None if job["adopt"] else _start(job, files, stack)
         if newborn is not None and isinstance(newborn.spec, VMSpec) and newborn.spec.frozen is not None:
-            load_all()  # QEMU sets itself up meanwhile
+            _load_all_of(*_REST, *_CLONES)  # QEMU sets itself up meanwhile
         import asyncio
 
         from control.vm.supervisor import supervise

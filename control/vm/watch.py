@@ -7,6 +7,7 @@ failure.
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 from control.console.tail import ConsoleTail
@@ -139,7 +140,7 @@ class BootWatch:
     def to_error(self, cause: Cause) -> BootError:
         """Make the error of a cause, with the line that shows it and the console's last lines as its evidence."""
         seen = self.last_lines()
-        match = cause.pattern.search(self._tail.text_end(END_LINES))
+        match = re.search(cause.pattern, self._tail.text_end(END_LINES))
         telling = match[0].partition("\n")[0].strip()[:200] if match else ""
         if not any(telling in line for line in seen):
             seen = (telling, *seen[1:])  # a panic ends with a call trace, longer than what is shown
