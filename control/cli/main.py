@@ -193,6 +193,8 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("name", metavar="NAME")
         if tag != "":
             sub.add_argument("tag", metavar="TAG", nargs=tag, default="")
+        if action == "save":
+            sub.add_argument("--live", action="store_true", help="let its guest run on while its memory is written")
 
     sub = add("run", "run:run", "run a command in a machine that is thrown away after it: run -- PROGRAM ARGUMENT…")
     sub.add_argument(

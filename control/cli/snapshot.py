@@ -26,7 +26,8 @@ def snapshot(desk: Desk) -> int:
     tag = check_tag(desk.options.tag) if desk.options.tag else ""
     if action == "diff":
         return _diff(desk, name, tag)
-    done = work_with_snapshot(desk.location, desk.fleet, name, action, tag)
+    live = action == "save" and desk.options.live
+    done = work_with_snapshot(desk.location, desk.fleet, name, action, tag, live=live)
     desk.show({"name": name, **done})
     if not desk.is_json:
         desk.note(_describe(name, action, done))
@@ -57,8 +58,12 @@ def undo(desk: Desk) -> int:
 
 def _describe(name: str, action: str, done: Mapping[str, Any]) -> str:
     kept = done["snapshot"]
-    size = f", {format_size(kept['bytes'])}" if action == "save" else ""
-    return f"{name}: {_DONE[action]} {kept['tag']} ({format_duration(done['seconds'])}{size})"
+    told = format_duration(done["seconds"])
+    if action == "save":
+        told += f", {format_size(kept['bytes'])}"
+        if kept["was_running"]:
+            told += f"; it stood still for {format_duration(kept['stood_still_s'])}"
+    return f"{name}: {_DONE[action]} {kept['tag']} ({told})"
 
 
 def _draw_table(kept: list[Snapshot]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from control.errors import HostError, StateError
 from control.paths import InstanceFiles, find_instance_files
 from control.spec.vm_spec import Disk, Frozen, VMSpec
-from control.vm.instance import write_atomically
+from control.vm.instance import make_directory, write_atomically
 
 if TYPE_CHECKING:
     from control.spec.declaration import VMDeclaration
@@ -112,7 +112,7 @@ def build_clone(plain: Mapping[str, Any], name: str, files: InstanceFiles, froze
     for index, disk in enumerate(spec.disks):
         if not disk.read_only:
             over = files.frozen_disks / f"disk{index}.qcow2"
-            _make_directory(over.parent)
+            make_directory(over.parent)
             _lay_over(disk, frozen.memory.with_name(f"disk{index}.blank"), over)
             disk = replace(disk, path=over, format="qcow2")
         disks.append(disk)
@@ -151,13 +151,6 @@ async def make_overlays(spec: VMSpec, directory: Path) -> tuple[Disk, ...]:
             disk = replace(disk, path=over, format="qcow2")
         disks.append(disk)
     return tuple(disks)
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise HostError(f"{path} cannot be made: {error.strerror}", hint="make room there") from error
 
 
 async def wake(vm: VM, frozen: Frozen, *, reachable: bool) -> None:

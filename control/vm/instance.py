@@ -105,6 +105,14 @@ def _note(files: InstanceFiles, change: Callable[[Record], Record]) -> None:
             write_record(files, change(record))
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory of an instance, unless it is there. Raises HostError."""
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"{path} cannot be made: {error.strerror}", hint="make room on that disk") from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the file at `path` by `data` in one step, readable by its owner only."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -174,13 +174,16 @@ def wait_until_free(runtime: Path, name: str) -> None:
     raise WaitTimeout(f"the supervisor of {name} to leave", GOING_S)
 
 
-def work_with_snapshot(location: Location, fleet: Fleet | None, name: str, action: str, tag: str) -> dict[str, Any]:
+def work_with_snapshot(
+    location: Location, fleet: Fleet | None, name: str, action: str, tag: str, *, live: bool = False
+) -> dict[str, Any]:
     """Save, restore or delete a snapshot of the machine `name`; one that does not run is started to be restored.
 
     Args:
         fleet: What a machine that does not run is started from.
         action: `save`, `restore` or `delete`.
         tag: Which one; for an empty one the time is taken, or the newest.
+        live: A save lets the guest run on meanwhile.
 
     Returns:
         What `snapshot` in docs/control.md answers.
@@ -206,7 +209,11 @@ def work_with_snapshot(location: Location, fleet: Fleet | None, name: str, actio
                     return {"snapshot": gone.describe(), "seconds": round(time.monotonic() - started, 3)}
     try:
         with connect(location.runtime, name) as remote:
-            params = {"action": action, "tag": tag} if tag else {"action": action}
+            params: dict[str, Any] = {
+                "action": action,
+                **({"tag": tag} if tag else {}),
+                **({"live": True} if live else {}),
+            }
             done: dict[str, Any] = remote.call("snapshot", params, timeout_s=SNAPSHOT_ANSWER_S)
             return done
     except ControlError:

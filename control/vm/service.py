@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from control.wire import Message
 if TYPE_CHECKING:
     from control.vm.consoles import Console
     from control.vm.keyboard import Seat
+    from control.vm.snapshots import Snapshot
 
 STOP_TIMEOUT_S = 20.0
 WAIT_TIMEOUT_S = 300.0
@@ -393,14 +394,16 @@ class Service:
     async def _snapshot(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         from control.vm import snapshots
 
-        work = {
-            "save": snapshots.save_snapshot,
-            "restore": snapshots.restore_snapshot,
-            "delete": snapshots.delete_snapshot,
+        vm, started, tag = self._living(), time.monotonic(), params.get("tag", "")
+        if params.get("live") and params["action"] != "save":
+            raise ConfigError("only a save can be live", key="live", hint="leave it out")
+        work: Callable[[], Coroutine[Any, Any, Snapshot]] = {
+            "save": lambda: snapshots.save_snapshot(vm, tag, live=params.get("live", False)),
+            "restore": lambda: snapshots.restore_snapshot(vm, tag),
+            "delete": lambda: snapshots.delete_snapshot(vm, tag),
         }[params["action"]]
-        vm, started = self._living(), time.monotonic()
         async with self._keeping:
-            task = asyncio.ensure_future(work(vm, params.get("tag", "")))
+            task = asyncio.ensure_future(work())
             try:
                 done = await asyncio.shield(task)
             except asyncio.CancelledError:

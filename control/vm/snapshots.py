@@ -24,7 +24,7 @@ from control.errors import ConfigError, ControlError, HostError, MonitorError, S
 from control.log import LOG
 from control.paths import InstanceFiles
 from control.units import format_size
-from control.vm.instance import write_atomically
+from control.vm.instance import make_directory, write_atomically
 
 if TYPE_CHECKING:
     from control.vm.vm import VM
@@ -58,6 +58,7 @@ class Snapshot:
         had_agent: Whether its agent had answered.
         qemu: The version of the QEMU that took it.
         machine: The options that make up the machine; it can only be restored in one that has the same.
+        stood_still_s: How long a guest that ran stood still for it; None where an earlier version of ours took it.
     """
 
     tag: str
@@ -68,6 +69,7 @@ class Snapshot:
     had_agent: bool
     qemu: str
     machine: list[str]
+    stood_still_s: float | None = None
 
     def describe(self) -> dict[str, Any]:
         """What users are shown of it."""
@@ -93,7 +95,7 @@ def list_snapshots(files: InstanceFiles) -> list[Snapshot]:
     for note in files.snapshots.glob("*.json"):
         try:
             plain = json.loads(note.read_bytes())
-            found.append(Snapshot(**{each.name: plain[each.name] for each in fields(Snapshot)}))
+            found.append(Snapshot(**{each.name: plain[each.name] for each in fields(Snapshot) if each.name in plain}))
         except (ValueError, TypeError, KeyError, OSError) as error:
             LOG.warning("%s is no note of a snapshot: %s", note, error)
     return sorted(found, key=lambda each: each.taken_at)
@@ -114,15 +116,17 @@ def find_snapshot(files: InstanceFiles, tag: str) -> Snapshot:
     )
 
 
-async def save_snapshot(vm: VM, tag: str) -> Snapshot:
+async def save_snapshot(vm: VM, tag: str, *, live: bool = False) -> Snapshot:
     """Keep the VM as it is now; it stands still meanwhile, and goes on as before.
 
     Args:
         tag: Its name; for an empty one the time is taken.
+        live: Let the guest run on while its memory is written: it stands still for some tens of milliseconds, and all
+            of it takes longer.
 
     Raises:
         ConfigError: `tag` cannot be a name.
-        StateError: There is one of that name, or a disk cannot keep one; nothing has changed.
+        StateError: There is one of that name, a disk cannot keep one, or it cannot be live here; nothing has changed.
         MonitorError, HostError: QEMU could not; nothing of it is left.
     """
     now = datetime.now(UTC)
@@ -135,17 +139,14 @@ async def save_snapshot(vm: VM, tag: str) -> Snapshot:
     tag = tag or _name_by_time(now, there.union(*(disk.tags for disk in disks)))
     _check_disks_can(disks, tag)
     state = _state_file(vm.files, tag)
-    await _make_state_file(state)
     had_agent = vm.agent_is_ready
+    was_running = await vm.query_runstate() == "running"
     try:
-        async with standing_still(vm) as was_running, _opened(vm, state, aio="threads"):
-            nodes = [_STATE_NODE, *(disk.node for disk in disks)]
-            try:
-                await _work(vm, "snapshot-save", {"tag": tag, "vmstate": _STATE_NODE, "devices": nodes})
-            except MonitorError as error:
-                with contextlib.suppress(ControlError):  # it has just said what is wrong
-                    await _work(vm, "snapshot-delete", {"tag": tag, "devices": nodes})
-                raise explain_refusal(vm, error) from error
+        make_directory(state.parent)
+        try:
+            stood_still_s = await _save(vm, tag, state, disks, now, live=live and was_running)
+        except MonitorError as error:
+            raise explain_refusal(vm, error) from error
         snapshot = Snapshot(
             tag=tag,
             taken_at=now.isoformat(timespec="milliseconds"),
@@ -155,6 +156,7 @@ async def save_snapshot(vm: VM, tag: str) -> Snapshot:
             had_agent=had_agent,
             qemu=await query_version(vm),
             machine=_read_machine(vm),
+            stood_still_s=stood_still_s,
         )
         write_atomically(_note_file(vm.files, tag), json.dumps(asdict(snapshot), indent=1).encode())
     except BaseException:
@@ -162,6 +164,35 @@ async def save_snapshot(vm: VM, tag: str) -> Snapshot:
         raise
     vm.mark(f"snapshot {tag}")
     return snapshot
+
+
+async def _save(vm: VM, tag: str, state: Path, disks: Sequence[GuestDisk], now: datetime, *, live: bool) -> float:
+    """Write the VM down in the new file `state` and in its disks; returns how many seconds it stood still.
+
+    Raises:
+        StateError: It cannot be live here.
+        MonitorError: QEMU could not; nothing of it is left in the disks.
+        HostError: The file cannot be made.
+    """
+    from control.vm.freeze import standing_still
+    from control.vm.provision import make_disk
+
+    if live:
+        from control.vm.live import prepare_live, save_live  # few are
+
+        await prepare_live(vm)
+        return await save_live(vm, tag, state, disks, now)
+    await make_disk(state, STATE_DISK_BYTES)
+    began = time.monotonic()
+    async with standing_still(vm), _opened(vm, state, aio="threads"):
+        nodes = [_STATE_NODE, *(disk.node for disk in disks)]
+        try:
+            await _work(vm, "snapshot-save", {"tag": tag, "vmstate": _STATE_NODE, "devices": nodes})
+        except MonitorError:
+            with contextlib.suppress(ControlError):  # it has just said what is wrong
+                await _work(vm, "snapshot-delete", {"tag": tag, "devices": nodes})
+            raise
+    return round(time.monotonic() - began, 3)
 
 
 def _name_by_time(now: datetime, taken: Collection[str]) -> str:
@@ -275,16 +306,6 @@ def _remove(files: InstanceFiles, tag: str) -> None:
         path.unlink(missing_ok=True)
 
 
-async def _make_state_file(path: Path) -> None:
-    from control.vm.provision import make_disk
-
-    try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise HostError(f"{path.parent} cannot be made: {error.strerror}", hint="make room on that disk") from error
-    await make_disk(path, STATE_DISK_BYTES)
-
-
 @contextlib.asynccontextmanager
 async def _opened(vm: VM, path: Path, *, aio: str) -> AsyncIterator[None]:
     """Have QEMU hold the file of a state during the body.
@@ -361,19 +382,6 @@ def _check_disks_can(disks: Sequence[GuestDisk], tag: str) -> None:
                 required=("another name",),
                 hint=f"take another name, or look at it: qemu-img snapshot -l {disk.path}",
             )
-
-
-@contextlib.asynccontextmanager
-async def standing_still(vm: VM) -> AsyncIterator[bool]:
-    """Stop the guest for the body, and let it go on after it; gives whether it ran."""
-    was_running = await vm.query_runstate() == "running"
-    try:
-        if was_running:
-            await vm.monitor.execute("stop")  # whoever wants it may go while QEMU is still at it, or has just done it
-        yield was_running
-    finally:
-        if was_running:
-            await vm.monitor.execute("cont")
 
 
 async def _work(vm: VM, command: str, arguments: Mapping[str, object]) -> None:

@@ -171,6 +171,9 @@ class Supervisor:
 
     async def _catch_up(self, vm: VM) -> None:
         """Finish what the supervisor before us had begun."""
+        from control.vm.freeze import end_writing  # few take a machine over
+
+        await end_writing(vm)
         runstate = await vm.query_runstate()
         if runstate == "prelaunch":
             if not self._waits:
@@ -178,7 +181,7 @@ class Supervisor:
         elif vm.state is State.STOPPING:
             await vm.stop()
         elif runstate == "postmigrate":
-            await vm.resume()  # it was killed while a template was made
+            await vm.resume()  # it was killed while a template or a snapshot was made
         else:
             await vm.take_runstate(runstate)
 

@@ -312,8 +312,8 @@ async def freeze(vm: VM, directory: Path) -> dict[str, Any]:
         WaitTimeout: It does not get its disks written; it goes on.
         MonitorError, HostError: It could not be written; the VM goes on.
     """
-    from control.vm.freeze import write_state
-    from control.vm.snapshots import explain_refusal, query_version, standing_still
+    from control.vm.freeze import standing_still, write_state
+    from control.vm.snapshots import explain_refusal, query_version
 
     spec = from_plain(vm.record.spec)
     if not isinstance(spec, VMSpec):
@@ -408,7 +408,7 @@ async def copy_disks(vm: VM, directory: Path) -> list[Path]:
     Raises:
         MonitorError, HostError: It cannot be done; the VM goes on.
     """
-    from control.vm.snapshots import standing_still
+    from control.vm.freeze import standing_still
 
     spec = from_plain(vm.record.spec)
     assert isinstance(spec, VMSpec)

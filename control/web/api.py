@@ -310,7 +310,8 @@ async def _list_snapshots(request: web.Request) -> web.StreamResponse:
 async def _snapshot(request: web.Request, body: dict[str, Any]) -> Any:
     name, action, tag = choose_machine(request), body["action"], body.get("tag", "")
     note(request, f"snapshot {action}", name, tag=tag)
-    return await get_context(request).machines.work_with_snapshot(name, action, tag)
+    live = body.get("live", False)
+    return await get_context(request).machines.work_with_snapshot(name, action, tag, live=live)
 
 
 def _by_hand(work: Any, action: str) -> Doing:

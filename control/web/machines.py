@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -239,9 +240,10 @@ class Machines:
         await self.call(name, "kill", {})
         await self.run(wait_until_free, self.location.runtime, name)
 
-    async def work_with_snapshot(self, name: str, action: str, tag: str) -> dict[str, Any]:
+    async def work_with_snapshot(self, name: str, action: str, tag: str, *, live: bool) -> dict[str, Any]:
         """Save, restore or delete a snapshot. Raises as `control.vm.lifetime.work_with_snapshot`."""
-        done: dict[str, Any] = await self.run(work_with_snapshot, self.location, self.fleet, name, action, tag)
+        work = partial(work_with_snapshot, self.location, self.fleet, name, action, tag, live=live)
+        done: dict[str, Any] = await self.run(work)
         return done
 
     async def run(self, function: Any, *arguments: Any) -> Any:

@@ -205,7 +205,7 @@ def test_a_disk_that_is_full(small_disk: Path) -> None:
     with open_desk(small_disk) as desk:
         write_configuration(desk)
         start(desk, "one")
-        for words in (("template", "one"), ("snapshot", "save", "one")):
+        for words in (("template", "one"), ("snapshot", "save", "one"), ("snapshot", "save", "one", "--live")):
             done = desk.run(*words)
             assert done.exit_code != 0 and done.stderr.startswith("error: "), done.stderr
             assert desk.run("exec", "one", "--", "echo", "here").stdout == "here\n", words

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.boot.one_vm import open_one_vm
-from tests.qemu.fleets import WITHIN_S, Desk, finish
+from tests.qemu.fleets import WITHIN_S, Desk, end_at_once, finish, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,45 @@ def test_a_guest_comes_back_from_what_nothing_else_would_bring_it_back_from(desk
     desk.ask("snapshot_restore", "snapshot", "restore", "one", "clean")
     assert shell(desk, "cat /tmp/memory") == "kept\n"
     assert "sleep" in shell(desk, f"cat /proc/{sleeper}/cmdline")
+
+
+def look(desk: Desk, what: str) -> str:
+    return str(desk.ask("monitor", "monitor", "one", what)["text"])
+
+
+BUSY = """
+memory, turn = bytearray(40 << 20), 0
+open("/tmp/busy", "w").close()
+while True:
+    turn += 1
+    for page in range(0, len(memory), 4096):
+        memory[page] = turn & 255
+"""
+
+
+def test_a_busy_guest_goes_on_while_it_is_kept(desk: Desk) -> None:
+    """And what is kept is whole; a supervisor that is killed meanwhile leaves a guest that goes on, and no snapshot."""
+    shell(desk, f"python3 -c '{BUSY}' & echo $! > /tmp/pid; until [ -e /tmp/busy ]; do usleep 20000; done")
+    shell(desk, "echo then > /data/live; sync")
+    done = desk.ask("snapshot_save", "snapshot", "save", "one", "busy", "--live")
+    assert done["snapshot"]["stood_still_s"] < done["seconds"] / 2
+    shell(desk, "echo now > /data/live; sync")
+    supervisor = desk.status("one")["supervisor_pid"]
+    saving = desk.begin("snapshot", "save", "one", "other", "--live")
+    wait_for(lambda: "active" in look(desk, "info migrate") and "running" in look(desk, "info status"))
+    end_at_once(supervisor)
+    assert finish(saving).exit_code != 0
+    on = "kill -0 $(cat /tmp/pid) && cat /data/live"
+    # QEMU sees it through, for nobody.
+    assert shell(desk, on) == "now\n"
+    assert desk.status("one")["state"] == "RUNNING"
+    assert [each["tag"] for each in desk.ask("snapshot_list", "snapshot", "list", "one")["snapshots"]][-1] == "busy"
+    for _ in range(2):  # in the QEMU that took it, and in one that went back to it
+        desk.ask("snapshot_restore", "snapshot", "restore", "one", "busy")
+        assert shell(desk, f"sleep 1; {on}") == "then\n"
+    shell(desk, "kill $(cat /tmp/pid); rm /tmp/busy")
+    for tag in ("other", "busy"):
+        desk.run("snapshot", "delete", "one", tag)
 
 
 def test_what_a_command_did_is_undone(desk: Desk) -> None:

@@ -59,10 +59,11 @@ def refuse(desk: Desk, *words: str) -> Any:
     return document["error"]
 
 
-def test_one_is_taken_gone_back_to_and_forgotten(desk: Desk) -> None:
+@pytest.mark.parametrize("words", [(), ("--live",)], ids=["standing still", "live"])
+def test_one_is_taken_gone_back_to_and_forgotten(desk: Desk, words: tuple[str, ...]) -> None:
     start(desk)
     before = look_at_memory(desk, "xp /16xb 0x7c00")
-    taken = desk.ask("snapshot_save", "snapshot", "save", "one", "clean")["snapshot"]
+    taken = desk.ask("snapshot_save", "snapshot", "save", "one", "clean", *words)["snapshot"]
     assert (taken["tag"], taken["was_running"], taken["had_agent"]) == ("clean", True, False)
     assert taken["disks"] == [str(desk.directory / "one.qcow2")]
     assert taken["bytes"] > 100_000
@@ -81,13 +82,25 @@ def test_one_is_taken_gone_back_to_and_forgotten(desk: Desk) -> None:
     assert not list(desk.files("one").snapshots.iterdir())
 
 
-def test_one_that_stands_still_is_kept_so(desk: Desk) -> None:
+@pytest.mark.parametrize("words", [(), ("--live",)], ids=["standing still", "live"])
+def test_one_that_stands_still_is_kept_so(desk: Desk, words: tuple[str, ...]) -> None:
     start(desk)
     desk.ask("pause", "pause", "one")
-    assert desk.ask("snapshot_save", "snapshot", "save", "one", "still")["snapshot"]["was_running"] is False
+    assert desk.ask("snapshot_save", "snapshot", "save", "one", "still", *words)["snapshot"]["was_running"] is False
     desk.ask("resume", "resume", "one")
     desk.ask("snapshot_restore", "snapshot", "restore", "one")
     assert desk.status("one")["runstate"] == "paused"
+
+
+def test_one_whose_files_are_limited_is_not_live(desk: Desk) -> None:
+    """What QEMU writes while the guest runs must not be ended by a limit: the guest would never go on."""
+    desk.write(WITH_DISK + 'limits = { file_size = "1G" }\n')
+    start(desk)
+    error = refuse(desk, "save", "one", "kept", "--live")
+    assert "cannot run on while it is kept: its limit on files" in error["message"] and "--live" in error["hint"]
+    assert desk.status("one")["runstate"] == "running" and list_tags_in_disk(desk) == []
+    assert not list(desk.files("one").snapshots.glob("*"))
+    desk.ask("snapshot_save", "snapshot", "save", "one", "kept")
 
 
 def test_one_that_does_not_run_is_started_to_go_back(desk: Desk) -> None:

@@ -24,9 +24,9 @@ from control.process.handle import ProcessHandle
 from control.spec.vm_spec import Disk, DiskBoot, VMSpec
 from control.units import MIB
 from control.vm import shutdown
+from control.vm.freeze import standing_still
 from control.vm.instance import claim_instance, find_running, read_record
 from control.vm.screen import save_screenshot
-from control.vm.snapshots import standing_still
 from control.vm.states import State
 from control.vm.vm import VM, adopt_vm, open_vm
 from tests.qemu.ear import Ear
