@@ -78,7 +78,8 @@ async def save_live(vm: VM, tag: str, state: Path, disks: Sequence[GuestDisk], t
     except OSError as error:
         raise HostError(f"{state} cannot be made: {error.strerror}", hint="make room on that disk") from error
     try:
-        os.posix_fallocate(descriptor, 0, await _estimate(vm))
+        # In a thread: a file system that cannot do it writes zeros.
+        await asyncio.to_thread(os.posix_fallocate, descriptor, 0, await _estimate(vm))
         os.lseek(descriptor, STREAM_AT, os.SEEK_SET)
         stood_still_s = await _write_stream(vm, descriptor, tag, disks)
         end = os.lseek(descriptor, 0, os.SEEK_CUR)  # QEMU writes on where this descriptor stands: it is the same one

@@ -174,7 +174,7 @@ async def _save(vm: VM, tag: str, state: Path, disks: Sequence[GuestDisk], now: 
         MonitorError: QEMU could not; nothing of it is left in the disks.
         HostError: The file cannot be made.
     """
-    from control.vm.freeze import standing_still
+    from control.vm.freeze import set_capabilities, standing_still
     from control.vm.provision import make_disk
 
     if live:
@@ -182,6 +182,7 @@ async def _save(vm: VM, tag: str, state: Path, disks: Sequence[GuestDisk], now: 
 
         await prepare_live(vm)
         return await save_live(vm, tag, state, disks, now)
+    await set_capabilities(vm, ignore_shared=False)  # one before it may have been live
     await make_disk(state, STATE_DISK_BYTES)
     began = time.monotonic()
     async with standing_still(vm), _opened(vm, state, aio="threads"):
