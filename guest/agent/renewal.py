@@ -109,8 +109,9 @@ def renew_ssh(server: str, comes_back: bool = True) -> "Generator[Any, Any, None
     Raises:
         CallError: What brings it back has failed; the keys are gone.
     """
-    if server:
-        yield from _end(_read_pid(_SSH_PIDS[server]), server)
+    pid = _read_pid(_SSH_PIDS[server]) if server else 0
+    if pid:
+        yield from _end(pid, server)
     if server == "dropbear":
         for path in (_SSH_PIDS[server], *_DROPBEAR_KEYS):
             _remove(path)

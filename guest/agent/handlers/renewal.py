@@ -45,8 +45,10 @@ def _finish(is_reachable: bool, server: str, interfaces: "list[str]") -> "Genera
     if not is_reachable:
         # Where nobody could reach it, no server comes back; that its keys are gone is no less.
         server = renewal.hold_ssh()
-    yield from renewal.run_all(renewal.list_lease_programs(interfaces))
-    yield from renewal.renew_ssh(server, comes_back=is_reachable)
+    try:
+        yield from renewal.run_all(renewal.list_lease_programs(interfaces))
+    finally:
+        yield from renewal.renew_ssh(server, comes_back=is_reachable)
 
 
 def _report(_value: object, error: "Exception | None") -> None:
