@@ -21,6 +21,7 @@ from control.process.handle import find_process
 from control.spec.plain import AnySpec, from_plain
 from control.spec.vm_spec import VMSpec
 from control.vm.birth import Newborn, start_machine
+from control.vm.holder import is_held
 from control.vm.instance import Record, find_running, note_failure, note_restart, read_record
 from control.vm.report import Report
 from control.vm.rpc import serve
@@ -171,9 +172,10 @@ class Supervisor:
 
     async def _catch_up(self, vm: VM) -> None:
         """Finish what the supervisor before us had begun."""
-        from control.vm.freeze import end_writing  # few take a machine over
+        if not is_held(vm.record.spec):
+            from control.vm.freeze import end_writing  # few take a machine over
 
-        await end_writing(vm)
+            await end_writing(vm)
         runstate = await vm.query_runstate()
         if runstate == "prelaunch":
             if not self._waits:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.qemu.fleets import HALT, WITHIN_S, Desk, is_alive, open_desk
+from tests.qemu.fleets import HALT, WITHIN_S, Desk, is_alive, open_desk, wait_for
 
 WITH_DISK = """
 [vm.one]
@@ -62,7 +62,9 @@ def refuse(desk: Desk, *words: str) -> Any:
 @pytest.mark.parametrize("words", [(), ("--live",)], ids=["standing still", "live"])
 def test_one_is_taken_gone_back_to_and_forgotten(desk: Desk, words: tuple[str, ...]) -> None:
     start(desk)
-    before = look_at_memory(desk, "xp /16xb 0x7c00")
+    before = wait_for(
+        lambda: "0xf4" in (seen := look_at_memory(desk, "xp /16xb 0x7c00")) and seen
+    )  # it has been loaded
     taken = desk.ask("snapshot_save", "snapshot", "save", "one", "clean", *words)["snapshot"]
     assert (taken["tag"], taken["was_running"], taken["had_agent"]) == ("clean", True, False)
     assert taken["disks"] == [str(desk.directory / "one.qcow2")]
