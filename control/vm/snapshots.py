@@ -137,8 +137,11 @@ async def save_snapshot(vm: VM, tag: str, *, live: bool = False) -> Snapshot:
             f"there is a snapshot {tag} already", state=tag, required=("another name",), hint="delete that one first"
         )
     tag = tag or _name_by_time(now, there.union(*(disk.tags for disk in disks)))
-    _check_disks_can(disks, tag)
     state = _state_file(vm.files, tag)
+    if state.exists():  # and there is no note: a save that was killed has left it
+        await _forget_half(vm, tag, state, disks)
+        disks = await list_disks(vm)
+    _check_disks_can(disks, tag)
     had_agent = vm.agent_is_ready
     was_running = await vm.query_runstate() == "running"
     try:
@@ -164,6 +167,22 @@ async def save_snapshot(vm: VM, tag: str, *, live: bool = False) -> Snapshot:
         raise
     vm.mark(f"snapshot {tag}")
     return snapshot
+
+
+async def _forget_half(vm: VM, tag: str, state: Path, disks: Sequence[GuestDisk]) -> None:
+    """Remove what there is of a snapshot that was never finished. Raises StateError while QEMU still writes it."""
+    from control.vm.freeze import is_writing
+
+    if await is_writing(vm):
+        raise StateError(
+            f"{vm.name} is still being written down for a snapshot that nobody waits for any more",
+            state="busy",
+            required=("idle",),
+            hint="try again in a moment",
+        )
+    if nodes := [disk.node for disk in disks if tag in disk.tags]:
+        await _work(vm, "snapshot-delete", {"tag": tag, "devices": nodes})
+    state.unlink()
 
 
 async def _save(vm: VM, tag: str, state: Path, disks: Sequence[GuestDisk], now: datetime, *, live: bool) -> float:
