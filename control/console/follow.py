@@ -41,6 +41,7 @@ def follow(descriptor: int, writer: int) -> Iterator[bytes]:
         has_ended = False
         looked_at = time.monotonic() - REST_S
         while True:
+            # No wait for something to come, which is what the poll is for: it has come, and more will within this time.
             time.sleep(max(0.0, looked_at + REST_S - time.monotonic()))
             looked_at = time.monotonic()
             # Looked at after the writer has ended as well: what it wrote last is part of the file.

@@ -58,9 +58,9 @@ async def write_state(vm: VM, path: Path, *, with_memory: bool) -> None:
         await set_capabilities(vm, ignore_shared=not with_memory)
         await hand_state(vm, descriptor)
         await wait_for_end(vm, "written")
-        await wait_until_let_go(vm)
+        await _wait_until_let_go(vm)
     except BaseException:
-        await give_up_state(vm)
+        await _give_up(vm)
         path.unlink(missing_ok=True)
         raise
     finally:
@@ -74,13 +74,13 @@ async def hand_state(vm: VM, descriptor: int) -> None:
     await vm.monitor.execute("migrate", {"uri": "fd:state"}, timeout_s=STATE_TIMEOUT_S)
 
 
-async def give_up_state(vm: VM) -> None:
+async def _give_up(vm: VM) -> None:
     """End what may be under way: it would stop a guest that has been let run again meanwhile."""
     with contextlib.suppress(ControlError):  # what is told is why it is given up
         await vm.monitor.execute("migrate_cancel")
         for _ in range(GIVE_UP_LOOKS):
             if (await vm.monitor.execute("query-migrate")).get("status") not in _UNDER_WAY:
-                await wait_until_let_go(vm)
+                await _wait_until_let_go(vm)
                 return
             await asyncio.sleep(_LOOK_S)
 
@@ -94,7 +94,7 @@ async def end_writing(vm: VM) -> None:
         return
     told = await vm.monitor.execute("query-migrate-capabilities")
     if not any(each["state"] for each in told if each["capability"] == "background-snapshot"):
-        await give_up_state(vm)
+        await _give_up(vm)
 
 
 async def is_writing(vm: VM) -> bool:
@@ -102,7 +102,7 @@ async def is_writing(vm: VM) -> bool:
     return (await vm.monitor.execute("query-migrate")).get("status") in _UNDER_WAY
 
 
-async def wait_until_let_go(vm: VM) -> None:
+async def _wait_until_let_go(vm: VM) -> None:
     """QEMU says that a state is written, or is not, a moment before it lets the guest be run again."""
     for _ in range(GIVE_UP_LOOKS):
         if await vm.query_runstate() != "finish-migrate":

@@ -60,7 +60,7 @@ with open(sys.argv[1], "ab", buffering=0) as log:
         log.write(b"x")
         time.sleep(0.0001)
 """
-"""As QEMU does for a serial port, only slower: whoever reads keeps up with each byte."""
+"""As QEMU does for a serial port. It sleeps so that whoever reads keeps up with each byte, and would look for each."""
 
 
 async def test_a_channel_is_not_woken_for_each_byte(tmp_path: Path) -> None:
